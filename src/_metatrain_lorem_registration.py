@@ -1,0 +1,187 @@
+"""Make metatrain find ``metatrain_lorem`` as its architecture ``lorem``.
+
+metatrain (2026.4) knows the architectures in its own folder only: it imports
+``metatrain.<name>``, and takes a checkpoint when ``find_all_architectures()`` lists its
+architecture. ``metatrain_lorem.pth`` imports this module whenever Python starts, so that
+
+* ``metatrain.lorem`` and its submodules *are* the modules of ``metatrain_lorem``, the same
+  objects under a second name;
+* ``metatrain.utils.architectures`` lists ``lorem``.
+
+Both happen when metatrain is imported. Before that nothing but :py:mod:`sys` may be touched
+here: every Python of the environment pays for this file, with or without metatrain.
+"""
+
+import sys
+
+ALIAS = "metatrain.lorem"
+PACKAGE = "metatrain_lorem"
+REGISTRY = "metatrain.utils.architectures"
+REGISTRY_FUNCTIONS = ("find_all_architectures", "get_architecture_path")
+
+
+class LoremFinder:
+    """Meta path finder of ``metatrain.lorem``, and of the two modules of metatrain to act on."""
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        """Find a module; called for every import that is not yet in ``sys.modules``.
+
+        :param name: full name of the module
+        :param path: ``__path__`` of the parent package
+        :param target: module about to be reloaded
+        :return: the spec, or ``None`` to leave the import to the other finders
+        """
+        if not name.startswith("metatrain"):
+            return None
+        if name == ALIAS or name.startswith(ALIAS + "."):
+            return _alias_spec(name)
+        if name == "metatrain":
+            action = _warn_of_obstacle
+        elif name == REGISTRY:
+            action = _list_lorem
+        else:
+            return None
+        spec = _spec_from_others(name, path)
+        if hasattr(getattr(spec, "loader", None), "exec_module"):
+            spec.loader = _ThenLoader(spec.loader, action)
+        return spec
+
+
+class _ThenLoader:
+    """Load a module as its own loader does, then act on it."""
+
+    def __init__(self, loader, action):
+        self.loader = loader
+        self.action = action
+
+    def create_module(self, spec):
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module):
+        # give the module its own loader back: tracebacks and inspect read the source with it
+        module.__loader__ = module.__spec__.loader = self.loader
+        self.loader.exec_module(module)
+        self.action(module)
+
+
+class _AliasLoader:
+    """Load ``metatrain.lorem`` or a submodule: import its namesake in ``metatrain_lorem``."""
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        obstacle = _obstacle()
+        if obstacle:
+            # no ImportError: metatrain would hide it behind "reinstall metatrain"
+            raise RuntimeError(obstacle)
+        # importlib hands out what it finds in sys.modules after this call
+        import importlib
+
+        name = module.__spec__.name
+        sys.modules[name] = importlib.import_module(_name_in_package(name))
+
+
+def _name_in_package(name):
+    return PACKAGE + name[len(ALIAS) :]
+
+
+def _alias_spec(name):
+    """Spec of ``metatrain.lorem[.submodule]``; None where the package has no such module."""
+    from importlib.machinery import ModuleSpec
+    from importlib.util import find_spec
+
+    original = find_spec(_name_in_package(name))
+    if original is None:
+        return None
+    spec = ModuleSpec(name, _AliasLoader(), origin=original.origin)
+    spec.submodule_search_locations = original.submodule_search_locations
+    return spec
+
+
+def _spec_from_others(name, path):
+    """Spec of a module as Python would find it without this one."""
+    for finder in sys.meta_path:
+        if finder is not LoremFinder and hasattr(finder, "find_spec"):
+            spec = finder.find_spec(name, path)
+            if spec is not None:
+                return spec
+    return None
+
+
+def _obstacle():
+    """Why ``lorem`` cannot be registered with the metatrain just imported.
+
+    :return: a message that names the versions, or None where nothing is in the way
+    """
+    metatrain = sys.modules["metatrain"]
+    own = _spec_from_others(ALIAS, metatrain.__path__)
+    utils = [f"{folder}/utils" for folder in metatrain.__path__]
+    registry = sys.modules.get(REGISTRY)
+    # an origin: a folder left behind by another version (no __init__.py) is no architecture
+    if own is not None and own.origin is not None:
+        reason = f"brings an architecture 'lorem' of its own ({own.origin})"
+    elif registry is None and _spec_from_others(REGISTRY, utils) is None:
+        reason = f"has no module {REGISTRY}"
+    elif registry is not None and not all(hasattr(registry, f) for f in REGISTRY_FUNCTIONS):
+        reason = f"has no {' or no '.join(REGISTRY_FUNCTIONS)} in {REGISTRY}"
+    else:
+        return None
+
+    from importlib.metadata import requires, version
+
+    needed = next(r for r in requires("metatrain-lorem") if r.startswith("metatrain<"))
+    return (
+        f"metatrain-lorem {version('metatrain-lorem')} cannot register its architecture 'lorem': "
+        f"the installed metatrain {getattr(metatrain, '__version__', '(unknown version)')} "
+        f"{reason}. Install a version that it was tested with (`pip install '{needed}'`), "
+        "a newer metatrain-lorem, or uninstall metatrain-lorem."
+    )
+
+
+def _warn_of_obstacle(metatrain):
+    """Say on import of metatrain that ``mtt`` will not know ``lorem``.
+
+    :param metatrain: the module, just executed
+    """
+    obstacle = _obstacle()
+    if obstacle:
+        import warnings
+
+        # stacklevel 1: one place, hence one warning, from wherever this is called
+        warnings.warn(obstacle, stacklevel=1)
+
+
+def _list_lorem(registry):
+    """Let the functions of ``metatrain.utils.architectures`` know ``lorem``.
+
+    :param registry: the module, just executed; others bind its functions by name after this
+    """
+    obstacle = _obstacle()
+    if obstacle:
+        _warn_of_obstacle(sys.modules["metatrain"])
+        return
+
+    from functools import wraps
+
+    find_all, get_path = (getattr(registry, name) for name in REGISTRY_FUNCTIONS)
+
+    @wraps(find_all)
+    def find_all_architectures():
+        return [*find_all(), "lorem"]
+
+    @wraps(get_path)
+    def get_architecture_path(name):
+        if name != "lorem":
+            return get_path(name)
+        from importlib.util import find_spec
+        from pathlib import Path
+
+        return Path(find_spec(PACKAGE).origin).parent
+
+    registry.find_all_architectures = find_all_architectures
+    registry.get_architecture_path = get_architecture_path
+
+
+sys.meta_path.insert(0, LoremFinder)
