@@ -1,0 +1,5 @@
+"""Charges to potentials."""
+
+from .coulomb import CoulombPotential
+
+__all__ = ["CoulombPotential"]

@@ -1,0 +1,44 @@
+"""Groups of structures of similar size, padded to one rectangular array."""
+
+import torch
+
+
+def group_by_size(structures: list[int], sizes: list[list[int]]) -> list[list[int]]:
+    """
+    Group structures whose sizes agree within a factor of two, so that padding wastes little.
+
+    :param structures: numbers of the structures to be grouped
+    :param sizes: for every structure of the batch the sizes that shall be similar in a group
+    :return: groups of structure numbers, at most a few however many structures there are
+    """
+    groups: dict[str, list[int]] = {}
+    for structure in structures:
+        key = ""
+        for size in sizes[structure]:
+            power = 0
+            while 2**power < size:
+                power += 1
+            key = key + str(power) + " "
+        if key in groups:
+            groups[key].append(structure)
+        else:
+            groups[key] = [structure]
+    return list(groups.values())
+
+
+def padded_index(
+    first: list[int], counts: list[int], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Indices of contiguous ranges as one array, filled up with the first index of each range.
+
+    :param first: first index of each of B ranges
+    :param counts: number of indices in each range, at least 1
+    :param device: where the result shall live
+    :return: indices, shape [B, max(counts)], and a mask that is false on the filling
+    """
+    start = torch.tensor(first, device=device).unsqueeze(1)
+    count = torch.tensor(counts, device=device).unsqueeze(1)
+    offset = torch.arange(max(counts), device=device).unsqueeze(0)
+    mask = offset < count
+    return start + offset * mask, mask

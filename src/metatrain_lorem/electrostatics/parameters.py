@@ -1,0 +1,70 @@
+"""Parameters of the Ewald sum: from one accuracy to smearing, k-cutoff and mesh."""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+SPLINE_ORDER = 6
+"""Order of the B-splines between atoms and mesh (degree 5, four continuous derivatives)."""
+
+REFERENCE_DENSITY = 0.1
+"""Unit charges per cubic Angstrom assumed by the mesh error estimate: liquid water has 0.1."""
+
+
+class EwaldParameters(NamedTuple):
+    """Parameters of the split Coulomb sum, all lengths in Angstrom."""
+
+    smearing: float
+    k_cutoff: float
+    mesh_spacing: float
+
+
+def ewald_parameters(cutoff: float, accuracy: float) -> EwaldParameters:
+    r"""
+    Choose the parameters of the Ewald sum for a real-space part that ends at ``cutoff``.
+
+    With Gaussians of width :math:`\sigma` the real-space part leaves out the fraction
+    :math:`\mathrm{erfc}(r_c / \sqrt 2 \sigma)` of the interaction of a pair at the cutoff, and the
+    reciprocal part the fraction :math:`\mathrm{erfc}(\sigma k_c / \sqrt 2)` of the potential of a
+    Gaussian at its own centre (the Gaussian integral over the omitted k-vectors; Kolafa and
+    Perram, Mol. Simul. 9, 351 (1992), give the same exponents with structure-dependent prefactors).
+    Both are set to the accuracy :math:`\epsilon`:
+
+    .. math::
+        s = \sqrt 2\, \mathrm{erfc}^{-1}(\epsilon), \quad \sigma = r_c / s, \quad k_c = s / \sigma .
+
+    The mesh spacing :math:`h` follows from the leading term of the error of B-splines of order p
+    with the optimal influence function (Hockney and Eastwood, Computer Simulation Using Particles
+    (1988), eq. 8-23; Deserno and Holm, J. Chem. Phys. 109, 7678 (1998)): each k loses
+    :math:`4 \sum_d (k_d h / 2\pi)^{2p}` of its squared amplitude to aliases. Integrated over
+    :math:`(4\pi/k^2)^2 e^{-\sigma^2 k^2}` for charges of density :math:`n`,
+
+    .. math::
+        \delta V^2 = 48\, n\, \sigma\, \frac{\Gamma(p - 1/2)}{2p + 1}
+        \left(\frac{h}{2\pi\sigma}\right)^{2p} ,
+
+    and :math:`\delta V` is set to :math:`\epsilon` times the self-potential
+    :math:`\sqrt{2/\pi}/\sigma`. The mesh must also hold every k below :math:`k_c`.
+
+    :param cutoff: radius of the neighbor list in Angstrom
+    :param accuracy: relative accuracy of the potentials, between 1e-12 and 1e-2
+    :return: smearing (Angstrom), k_cutoff (1/Angstrom), mesh_spacing (Angstrom)
+    :raises ValueError: if ``cutoff`` or ``accuracy`` is out of range
+    """
+    if not cutoff > 0.0:
+        raise ValueError(f"`cutoff` is {cutoff} but must be a positive length in Angstrom")
+    if not 1e-12 <= accuracy <= 1e-2:
+        raise ValueError(f"`accuracy` is {accuracy} but must lie between 1e-12 and 1e-2")
+
+    # the normal quantile keeps its relative precision where 1 - accuracy would lose it
+    half = torch.tensor(0.5 * accuracy, dtype=torch.float64)
+    s = -float(torch.special.ndtri(half))
+    smearing = cutoff / s
+    k_cutoff = s / smearing
+
+    p = SPLINE_ORDER
+    target = accuracy**2 * (2.0 / math.pi) / smearing**2
+    prefactor = 48.0 * REFERENCE_DENSITY * smearing * math.gamma(p - 0.5) / (2 * p + 1)
+    mesh_spacing = 2.0 * math.pi * smearing * (target / prefactor) ** (1.0 / (2 * p))
+    return EwaldParameters(smearing, k_cutoff, min(mesh_spacing, math.pi / k_cutoff))
