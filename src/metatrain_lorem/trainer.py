@@ -1,0 +1,377 @@
+"""Trainer of LOREM models."""
+
+import copy
+import logging
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from metatrain.composition import train_or_load_composition_model
+from metatrain.scaler import train_or_load_scaler
+from metatrain.utils.abc import ModelInterface, TrainerInterface
+from metatrain.utils.data import get_num_workers, validate_num_workers
+from metatrain.utils.io import check_file_extension
+from metatrain.utils.logging import ROOT_LOGGER, MetricLogger
+from metatrain.utils.metrics import get_selected_metric
+from torch.utils.data import Dataset
+
+from .trainer_hypers import TrainerHypers
+from .training.batches import TrainingBatches, ValidationBatches, build_collate
+from .training.datasets import check_labels, report_missing, share
+from .training.distributed import Processes, start_processes
+from .training.epoch import Evaluator, train_epoch, validation_epoch
+from .training.loss import GlobalLoss
+from .training.memory import check_memory
+from .training.optimizers import build_optimizers, load_states, set_learning_rate
+
+
+class Trainer(TrainerInterface[TrainerHypers]):
+    """Fits a model to data sets.
+
+    :param hypers: hyperparameters, see :class:`TrainerHypers`
+    """
+
+    __checkpoint_version__ = 1
+
+    def __init__(self, hypers: TrainerHypers) -> None:
+        super().__init__(hypers)
+        self.epoch: int | None = None
+        self.seed: int | None = None
+        self.optimizer_states: list[dict[str, Any]] | None = None
+        self.best_epoch: int | None = None
+        self.best_metric: float = float("inf")
+        self.best_model_state_dict: dict[str, Any] | None = None
+
+    def train(
+        self,
+        model: ModelInterface,
+        dtype: torch.dtype,
+        devices: list[torch.device],
+        train_datasets: list[Dataset],
+        val_datasets: list[Dataset],
+        checkpoint_dir: str,
+    ) -> None:
+        """Train, from the epoch after that of the checkpoint if one was loaded.
+
+        :param model: model to train, in place
+        :param dtype: floating-point type of its parameters
+        :param devices: the device; in distributed runs each process uses one
+        :param train_datasets: training sets
+        :param val_datasets: validation sets
+        :param checkpoint_dir: folder for checkpoints
+        :raises ValueError: for labels or data sets that cannot be used
+        :raises FloatingPointError: if a loss is NaN or infinite
+        :raises RuntimeError: if the memory does not suffice
+        """
+        processes = start_processes(devices, self.hypers["distributed_port"])
+        logging.info(f"Training in {dtype} on {processes.size} device(s): {processes.device}")
+        processes.check_same_split(train_datasets + val_datasets)
+        num_atoms = _check_data(model, train_datasets, val_datasets, processes)
+
+        self._continue_or_start(model, processes)
+        _place(model, dtype, processes)
+        self._fit_baseline_and_scales(model, train_datasets, processes)
+
+        train_batches, val_batches = self._batches(model, train_datasets, val_datasets, processes)
+        loss = GlobalLoss(targets=model.dataset_info.targets, config=self.hypers["loss"])
+        for name, info in loss.metadata.items():
+            logging.info(f"Loss of {name}: {info}")
+        evaluator = Evaluator(model, loss, self.hypers["per_structure_targets"], dtype, processes)
+        self._estimate_memory(evaluator, train_datasets, num_atoms)
+
+        optimizers = build_optimizers(
+            model,
+            self.hypers["optimizer"],
+            self.hypers["learning_rate"],
+            self.hypers["weight_decay"],
+        )
+        if self.optimizer_states is not None:
+            load_states(optimizers, self.optimizer_states)
+        self._run(evaluator, train_batches, val_batches, optimizers, checkpoint_dir)
+        processes.finish()
+
+    def _continue_or_start(self, model: ModelInterface, processes: Processes) -> None:
+        """Drop what a checkpoint says about other targets, and choose the seed of the run."""
+        if getattr(model, "has_new_targets", False) and self.optimizer_states is not None:
+            logging.info("The model has new targets: optimizer and best model start anew")
+            self.optimizer_states = None
+            self.best_metric, self.best_epoch = float("inf"), None
+            self.best_model_state_dict = None
+        if self.seed is None:
+            self.seed = processes.from_first(torch.initial_seed() % 2**32)
+
+    def _fit_baseline_and_scales(
+        self, model: ModelInterface, train_datasets: list[Dataset], processes: Processes
+    ) -> None:
+        """Fit the composition model and the scaler to targets that are new to them."""
+        # No checkpoint_dir: `mtt train --restart auto` takes the newest *.ckpt there for ours
+        train_or_load_composition_model(
+            composition_model=model.additive_models[0],
+            atomic_baseline=self.hypers["atomic_baseline"],
+            train_datasets=train_datasets,
+            other_additive_models=list(model.additive_models[1:]),
+            batch_size=self.hypers["batch_size"],
+            is_distributed=processes.is_distributed,
+        )
+        if self.hypers["scale_targets"]:
+            self._fit_scales(model, train_datasets, processes)
+        model.additive_models[0].weights_to(device=processes.device, dtype=torch.float64)
+        model.scaler.scales_to(device=processes.device, dtype=torch.float64)
+
+    def _fit_scales(
+        self, model: ModelInterface, train_datasets: list[Dataset], processes: Processes
+    ) -> None:
+        if isinstance(self.hypers["fixed_scaling_weights"], str) and not isinstance(
+            self.hypers["atomic_baseline"], str
+        ):
+            raise ValueError(
+                "`fixed_scaling_weights` is a checkpoint, whose scales hold for one baseline only: "
+                "set `atomic_baseline` to the checkpoint of that composition model."
+            )
+        train_or_load_scaler(
+            scaler=model.scaler,
+            fixed_weights=self.hypers["fixed_scaling_weights"],
+            train_datasets=train_datasets,
+            additive_models=model.additive_models,
+            batch_size=self.hypers["batch_size"],
+            is_distributed=processes.is_distributed,
+            per_structure_targets=self.hypers["per_structure_targets"],
+        )
+
+    def _batches(
+        self,
+        model: ModelInterface,
+        train_datasets: list[Dataset],
+        val_datasets: list[Dataset],
+        processes: Processes,
+    ) -> tuple[TrainingBatches, ValidationBatches]:
+        num_workers = self.hypers["num_workers"]
+        if num_workers is None:
+            num_workers = get_num_workers()
+            logging.info(f"`num_workers` not given: {num_workers} processes prepare batches")
+        validate_num_workers(num_workers)
+        size = {
+            "batch_size": self.hypers["batch_size"],
+            "max_atoms": self.hypers["max_atoms_per_batch"],
+            "num_workers": num_workers,
+            "processes": processes,
+        }
+        collate = build_collate(model, augment=self.hypers["rotational_augmentation"])
+        train_batches = TrainingBatches(train_datasets, collate, seed=self.seed, **size)
+        collate = build_collate(model, augment=False)
+        return train_batches, ValidationBatches(val_datasets, collate, **size)
+
+    def _estimate_memory(
+        self, evaluator: Evaluator, train_datasets: list[Dataset], num_atoms: list[list[int]]
+    ) -> None:
+        """Log what the largest training batch needs; ``num_atoms`` is that of this share."""
+        processes = evaluator.processes
+        shares = share(train_datasets, processes.rank, processes.size)
+        largest = max(range(len(shares)), key=lambda k: max(num_atoms[k]))
+        atoms = max(num_atoms[largest])
+        max_atoms = self.hypers["max_atoms_per_batch"]
+        if max_atoms is None:
+            most = max(sum(sorted(n)[-self.hypers["batch_size"] :]) for n in num_atoms)
+        else:
+            most = max_atoms
+            atoms = max(n for n in num_atoms[largest] if n <= max_atoms)
+        structure = shares[largest][num_atoms[largest].index(atoms)]
+        batch = build_collate(evaluator.model, augment=False)([structure])
+
+        def run() -> None:
+            _, predictions, targets, extra_data = evaluator.predict(batch, is_training=True)
+            evaluator.loss.values_and_counts(predictions, targets, extra_data)
+
+        # parameters, gradients and two moments
+        parameters = sum(p.numel() * p.element_size() for p in evaluator.model.parameters())
+        check_memory(run, most / atoms, 4 * parameters, processes.device)
+
+    def _run(
+        self,
+        evaluator: Evaluator,
+        train_batches: TrainingBatches,
+        val_batches: ValidationBatches,
+        optimizers: list[torch.optim.Optimizer],
+        checkpoint_dir: str,
+    ) -> None:
+        """The loop over epochs."""
+        first = 0 if self.epoch is None else self.epoch + 1
+        num_epochs, num_steps = self.hypers["num_epochs"], len(train_batches)
+        logging.info(f"Training from epoch {first} to {num_epochs - 1}, {num_steps} batches each")
+        progress = ProgressLogger(evaluator, first, num_epochs, self.hypers["log_interval"])
+        for epoch in range(first, num_epochs):
+
+            def before_step(step: int, epoch: int = epoch) -> None:
+                self._set_learning_rate(optimizers, (epoch + (step + 0.5) / num_steps) / num_epochs)
+
+            training = train_epoch(
+                evaluator,
+                train_batches.epoch(epoch),
+                optimizers,
+                self.hypers["grad_clip_norm"],
+                before_step,
+            )
+            validation = validation_epoch(evaluator, val_batches)
+            self.epoch = epoch
+            self.optimizer_states = [optimizer.state_dict() for optimizer in optimizers]
+            self._update_best(evaluator.model, validation)
+            progress.log(epoch, training, validation, optimizers[0].param_groups[0]["lr"])
+            if epoch % self.hypers["checkpoint_interval"] == 0 and evaluator.processes.rank == 0:
+                self.save_checkpoint(evaluator.model, Path(checkpoint_dir) / f"model_{epoch}.ckpt")
+
+    def _set_learning_rate(self, optimizers: list[torch.optim.Optimizer], progress: float) -> None:
+        set_learning_rate(
+            optimizers, self.hypers["learning_rate"], progress, self.hypers["warmup_fraction"]
+        )
+
+    def _update_best(self, model: ModelInterface, validation: dict[str, float]) -> None:
+        metric = get_selected_metric(validation, self.hypers["best_model_metric"])
+        if metric < self.best_metric:
+            self.best_metric, self.best_epoch = metric, self.epoch
+            self.best_model_state_dict = copy.deepcopy(model.state_dict())
+
+    def save_checkpoint(self, model: ModelInterface, path: str | Path) -> None:
+        """Write model and trainer; a reader never sees an incomplete file.
+
+        :param model: the model
+        :param path: file to write, ending in ``.ckpt``
+        """
+        path = Path(check_file_extension(path, ".ckpt"))
+        checkpoint = model.get_checkpoint()
+        checkpoint.update(
+            {
+                "trainer_ckpt_version": self.__checkpoint_version__,
+                "train_hypers": self.hypers,
+                "epoch": self.epoch,
+                "seed": self.seed,
+                "optimizer_states": self.optimizer_states,
+                "best_epoch": self.best_epoch,
+                "best_metric": self.best_metric,
+            }
+        )
+        if self.best_model_state_dict is not None:
+            checkpoint["best_model_state_dict"] = self.best_model_state_dict
+        # A name that `mtt train --restart auto` does not take for a checkpoint
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load_checkpoint(
+        cls,
+        checkpoint: dict[str, Any],
+        hypers: TrainerHypers,
+        context: Literal["restart", "finetune"],
+    ) -> "Trainer":
+        """
+        :param checkpoint: content of a checkpoint of the current version
+        :param hypers: hyperparameters for the epochs to come
+        :param context: ``"restart"`` to go on, ``"finetune"`` to take nothing but the model
+        :return: the trainer
+        """
+        trainer = cls(hypers)
+        if context == "restart":
+            trainer.epoch = checkpoint["epoch"]
+            trainer.seed = checkpoint["seed"]
+            trainer.optimizer_states = checkpoint["optimizer_states"]
+            trainer.best_epoch = checkpoint["best_epoch"]
+            trainer.best_metric = checkpoint["best_metric"]
+            trainer.best_model_state_dict = checkpoint["best_model_state_dict"]
+        return trainer
+
+    @classmethod
+    def upgrade_checkpoint(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """
+        :param checkpoint: content of a checkpoint
+        :return: the same, in the current version
+        :raises RuntimeError: for versions that this one does not know
+        """
+        if checkpoint["trainer_ckpt_version"] != cls.__checkpoint_version__:
+            raise RuntimeError(
+                "Unable to upgrade the checkpoint: the checkpoint is using trainer version "
+                f"{checkpoint['trainer_ckpt_version']}, while the current trainer version is "
+                f"{cls.__checkpoint_version__}."
+            )
+        return checkpoint
+
+
+class ProgressLogger:
+    """A line of errors per epoch, and one with the time left.
+
+    :param evaluator: its process 0 logs
+    :param first: first epoch of this run
+    :param num_epochs: number of epochs
+    :param interval: number of epochs from one line to the next
+    """
+
+    def __init__(self, evaluator: Evaluator, first: int, num_epochs: int, interval: int) -> None:
+        self.evaluator = evaluator
+        self.first, self.num_epochs, self.interval = first, num_epochs, interval
+        self.start = time.monotonic()
+        self.logger: MetricLogger | None = None
+
+    def log(
+        self,
+        epoch: int,
+        training: dict[str, float],
+        validation: dict[str, float],
+        learning_rate: float,
+    ) -> None:
+        """
+        :param epoch: the epoch that has ended
+        :param training: its loss and errors on the training set
+        :param validation: its loss and errors on the validation set
+        :param learning_rate: learning rate of its last step
+        """
+        metrics = [training, validation]
+        if self.logger is None:
+            self.logger = MetricLogger(
+                log_obj=ROOT_LOGGER,
+                dataset_info=self.evaluator.model.dataset_info,
+                initial_metrics=metrics,
+                names=["training", "validation"],
+            )
+        if epoch % self.interval != 0:
+            return
+        rank = self.evaluator.processes.rank
+        self.logger.log(metrics, epoch=epoch, rank=rank, learning_rate=learning_rate)
+        if rank == 0:
+            seconds = (time.monotonic() - self.start) / (epoch + 1 - self.first)
+            left = timedelta(seconds=round(seconds * (self.num_epochs - epoch - 1)))
+            logging.info(f"{seconds:.3g} s per epoch, about {left} left")
+
+
+def _check_data(
+    model: ModelInterface,
+    train_datasets: list[Dataset],
+    val_datasets: list[Dataset],
+    processes: Processes,
+) -> list[list[int]]:
+    """Check all labels; return the numbers of atoms of this process' training structures."""
+    targets = model.dataset_info.targets
+    num_atoms = []
+    for split, datasets in (("training", train_datasets), ("validation", val_datasets)):
+        part = share(datasets, processes.rank, processes.size)
+        counts, atoms = check_labels(part, targets, split, processes.device)
+        report_missing({name: processes.sum(count) for name, count in counts.items()}, split)
+        num_atoms.append(atoms)
+    return num_atoms[0]
+
+
+def _place(model: ModelInterface, dtype: torch.dtype, processes: Processes) -> None:
+    """Move the model to its device; baselines and scales are large numbers and stay in float64."""
+    model.train()
+    model.to(device=processes.device, dtype=dtype)
+    for additive_model in model.additive_models:
+        additive_model.to(dtype=torch.float64)
+    model.scaler.to(dtype=torch.float64)
+    processes.broadcast_model(model)

@@ -1,0 +1,98 @@
+"""Hyperparameters of the trainer."""
+
+from typing import Literal
+
+from metatrain.composition import FixedCompositionWeights
+from metatrain.scaler import FixedScalerWeights
+from metatrain.utils.loss import LossSpecification
+from typing_extensions import NotRequired, TypedDict
+
+
+class FinetuneHypers(TypedDict):
+    """Start from the weights of another model; all parameters are trained further."""
+
+    read_from: str | None = None
+    """Checkpoint (``.ckpt``) to start from, ``None`` to start from random weights.
+
+    Its model hyperparameters must be those of the new model, except that long-range interactions
+    may be new (``long_range.enable``), and the model may have other targets.
+    """
+    method: NotRequired[Literal["full"]] = "full"
+    """Which parameters to train: all of them."""
+
+
+class TrainerHypers(TypedDict):
+    """Hyperparameters for training LOREM models."""
+
+    distributed_port: int = 39591
+    """Port through which the processes of a distributed SLURM job find each other.
+
+    Training is distributed when ``mtt train`` is started by ``torchrun`` or as a SLURM job with
+    more than one task, on GPUs (NCCL) or, with ``device: cpu``, on CPUs (Gloo). ``torchrun``
+    brings its own port.
+    """
+    batch_size: int = 8
+    """Number of structures per batch and process."""
+    max_atoms_per_batch: int | None = None
+    """Fill batches up to this number of atoms instead of a number of structures.
+
+    Structures with more atoms are left out, with a warning. ``batch_size`` then matters only for
+    fitting the composition baseline and the scales.
+    """
+    num_epochs: int = 1000
+    """Number of passes over the training set."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """``"adamw"``, or ``"muon"`` for Muon on the matrices of linear maps and embeddings and AdamW
+    on all other parameters. Muon usually wants a larger learning rate (1e-3 to 1e-2)."""
+    learning_rate: float = 1e-3
+    """Learning rate at the end of the warm-up, for all parameters."""
+    warmup_fraction: float = 0.01
+    """Fraction of the training steps in which the learning rate rises linearly from zero.
+
+    After that it falls to zero on a cosine.
+    """
+    weight_decay: float = 0.0
+    """Decoupled weight decay: per step, weights shrink by this times the learning rate.
+
+    It acts on the matrices of linear maps only, never on biases, norms, embeddings and the
+    weights of single paths and channels.
+    """
+    grad_clip_norm: float = 1.0
+    """Largest norm of the gradient with respect to all parameters; longer ones are scaled down."""
+    loss: str | dict[str, LossSpecification | str] = "mse"
+    """Loss function, for all targets or per target, see :ref:`loss-functions`.
+
+    Means are taken over all labels of a batch, also when it is spread over several processes or
+    some of its labels are missing (NaN).
+    """
+    atomic_baseline: FixedCompositionWeights | str = {}
+    """Baseline per target and element that is subtracted from the labels.
+
+    By default a least-squares fit to the training set. ``{"energy": {1: -0.5}}`` fixes the energy
+    of hydrogen, ``{"energy": 0.0}`` that of all elements; a path names the checkpoint of a trained
+    composition model.
+    """
+    scale_targets: bool = True
+    """Divide each target by its root mean square over the training set (baseline removed)."""
+    fixed_scaling_weights: FixedScalerWeights | str = {}
+    """Scales that replace the computed ones: a value per target or per target and element, or the
+    checkpoint of a scaler (then ``atomic_baseline`` must be a checkpoint, too)."""
+    per_structure_targets: list[str] = []
+    """Targets whose losses and errors are taken per structure instead of per atom."""
+    rotational_augmentation: bool = False
+    """Rotate and invert structures and labels at random in every epoch.
+
+    The model is equivariant; this can only average over the discretisation error of meshes.
+    """
+    num_workers: int | None = None
+    """Number of processes that prepare batches; ``None`` chooses by the number of CPU cores, 0
+    prepares them in the training process."""
+    log_interval: int = 1
+    """Number of epochs from one progress line to the next."""
+    checkpoint_interval: int = 25
+    """Number of epochs from one checkpoint to the next."""
+    best_model_metric: Literal["rmse_prod", "mae_prod", "loss"] = "mae_prod"
+    """The exported model is that of the epoch in which this is smallest on the validation set: the
+    product of all RMSEs, the product of all MAEs, or the loss."""
+    finetune: FinetuneHypers = {"read_from": None, "method": "full"}
+    """Fine-tuning of a trained model."""

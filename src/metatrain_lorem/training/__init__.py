@@ -1,0 +1,1 @@
+"""Parts of the trainer: processes, batches, labels, loss, optimizers, epochs and memory."""

@@ -1,0 +1,116 @@
+"""Data sets: their shares for processes, and checks of their labels before training."""
+
+import logging
+
+import torch
+from metatrain.utils.data import TargetInfo
+from torch.utils.data import Dataset, Subset
+
+
+def structure_index(dataset: Dataset, i: int) -> int:
+    """
+    :param dataset: data set, possibly a subset of a subset
+    :param i: index in it
+    :return: index in the data set as read from its file
+    """
+    while isinstance(dataset, Subset):
+        i = dataset.indices[i]
+        dataset = dataset.dataset
+    return int(i)
+
+
+def split_indices(dataset: Dataset) -> list[list[int]]:
+    """
+    :param dataset: data set, possibly a subset of a subset
+    :return: the indices chosen by each subset, outermost first
+    """
+    indices = []
+    while isinstance(dataset, Subset):
+        indices.append([int(i) for i in dataset.indices])
+        dataset = dataset.dataset
+    return indices
+
+
+def share(datasets: list[Dataset], rank: int, size: int) -> list[Dataset]:
+    """Every ``size``-th structure of each data set: disjoint shares that cover everything once.
+
+    :param datasets: the same on all processes
+    :param rank: number of this process
+    :param size: number of processes
+    :return: the non-empty shares
+    """
+    shares = [Subset(dataset, range(rank, len(dataset), size)) for dataset in datasets]
+    return [part for part in shares if len(part) > 0]
+
+
+def check_labels(
+    datasets: list[Dataset], targets: dict[str, TargetInfo], split: str, device: torch.device
+) -> tuple[dict[str, torch.Tensor], list[list[int]]]:
+    """Count the labels and those that are missing (NaN), and refuse infinite ones.
+
+    :param datasets: (this process' shares of) the data sets of one split
+    :param targets: targets of the model
+    :param split: ``"training"`` or ``"validation"``
+    :param device: device of the result
+    :return: per quantity, i.e. target or gradient, the numbers of missing and of all labels
+        ``[2]``; and the number of atoms of each structure of each data set
+    :raises ValueError: for an infinite label
+    """
+    counts = {name: torch.zeros(2, dtype=torch.int64) for name in quantities(targets)}
+    num_atoms: list[list[int]] = []
+    for dataset in datasets:
+        num_atoms.append([])
+        for i in range(len(dataset)):
+            fields = dataset[i]._asdict()
+            num_atoms[-1].append(len(fields["system"]))
+            for target in targets.keys() & fields.keys():
+                for block in fields[target].blocks():
+                    labels = {target: block.values}
+                    for gradient, values in block.gradients():
+                        labels[f"{target} {gradient} gradients"] = values.values
+                    for name, values in labels.items():
+                        if torch.isinf(values).any():
+                            raise ValueError(
+                                f"Target '{target}' has an infinite label ({name}) in structure "
+                                f"{structure_index(dataset, i)} of the {split} set. Correct it, or "
+                                "set it to NaN to mark it as missing."
+                            )
+                        if name in counts:
+                            counts[name][0] += torch.isnan(values).sum().cpu()
+                            counts[name][1] += values.numel()
+    return {name: count.to(device) for name, count in counts.items()}, num_atoms
+
+
+def quantities(targets: dict[str, TargetInfo]) -> list[str]:
+    """
+    :param targets: targets of the model
+    :return: names of all targets and of their gradients
+    """
+    names = []
+    for name, info in targets.items():
+        names.append(name)
+        names.extend(f"{name} {gradient} gradients" for gradient in info.gradients)
+    return names
+
+
+def report_missing(counts: dict[str, torch.Tensor], split: str) -> None:
+    """Log how many labels are missing.
+
+    :param counts: numbers of missing and of all labels ``[2]`` per quantity, over all processes
+    :param split: ``"training"`` or ``"validation"``
+    :raises ValueError: if all labels of a training quantity are missing
+    """
+    parts = []
+    for name, count in counts.items():
+        missing, total = count.tolist()
+        if total > 0 and missing == total and split == "training":
+            raise ValueError(
+                f"All {total} labels of '{name}' in the training set are missing (NaN). Check the "
+                "data, or remove the target from the options file."
+            )
+        if missing > 0:
+            parts.append(f"{missing} of {total} of {name}")
+    if parts:
+        logging.info(
+            f"Missing labels (NaN) in the {split} set are left out of the loss: {', '.join(parts)}"
+        )

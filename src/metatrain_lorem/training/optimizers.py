@@ -1,0 +1,149 @@
+"""AdamW, Muon, and the learning rate as a function of progress."""
+
+import math
+
+import torch
+
+from ..nn.tensor_dense import DegreeLinear
+
+
+class Muon(torch.optim.Optimizer):
+    r"""Momentum, orthogonalised by Newton-Schulz iterations (Jordan et al. 2024).
+
+    With gradient g in step t, momentum :math:`\beta` and Nesterov's look-ahead, both bias-corrected
+    as in optax (``optax.contrib.muon``, with which lorem-jax is trained),
+
+    .. math:: m_t = \beta m_{t-1} + (1 - \beta) g_t, \qquad
+        u_t = \frac{\beta m_t}{1 - \beta^{t+1}} + \frac{(1 - \beta) g_t}{1 - \beta^t},
+
+    a matrix W shrinks by :math:`1 - \eta\lambda` and then moves by
+    :math:`-\eta \sqrt{\max(1, n_\text{out} / n_\text{in})}` times the nearest semi-orthogonal
+    matrix to u. ``torch.optim.Muon`` differs: no bias correction, iterations in bfloat16.
+
+    :param groups: parameter groups; parameters are matrices ``[..., n_in, n_out]``, or
+        ``[..., n_out, n_in]`` in groups with ``out_first: True``
+    :param lr: learning rate :math:`\eta`
+    :param weight_decay: weight decay :math:`\lambda`
+    :param momentum: momentum :math:`\beta`
+    """
+
+    def __init__(
+        self, groups: list[dict], lr: float, weight_decay: float = 0.0, momentum: float = 0.95
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "out_first": False,
+        }
+        super().__init__(groups, defaults)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move all parameters that have a gradient."""
+        for group in self.param_groups:
+            beta = group["momentum"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = 0
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["step"] += 1
+                step, momentum = state["step"], state["momentum"]
+                momentum.lerp_(parameter.grad, 1 - beta)
+                update = momentum * (beta / (1 - beta ** (step + 1)))
+                update += parameter.grad * ((1 - beta) / (1 - beta**step))
+                num_out, num_in = parameter.shape[-2:]
+                if not group["out_first"]:
+                    num_in, num_out = num_out, num_in
+                scale = math.sqrt(max(1.0, num_out / num_in))
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(orthogonalised(update), alpha=-group["lr"] * scale)
+
+
+def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
+    r"""Semi-orthogonal matrix near :math:`U V^T` of the singular value decomposition.
+
+    Five iterations :math:`X \to a X + b (X X^T) X + c (X X^T)^2 X`, whose coefficients (Jordan et
+    al. 2024) bring singular values quickly, but only roughly (0.7 to 1.2), to 1.
+
+    :param matrix: ``[..., rows, columns]``
+    :return: the same shape
+    """
+    wide = matrix.shape[-2] <= matrix.shape[-1]
+    x = matrix if wide else matrix.mT
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-8)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x if wide else x.mT
+
+
+def build_optimizers(
+    model: torch.nn.Module, name: str, learning_rate: float, weight_decay: float
+) -> list[torch.optim.Optimizer]:
+    """
+    :param model: the model
+    :param name: ``"adamw"``, or ``"muon"`` for Muon on matrices and AdamW on the rest
+    :param learning_rate: highest learning rate
+    :param weight_decay: weight decay of the matrices of linear maps
+    :return: the optimizers, which together have every trainable parameter once
+    """
+    out_first, in_first, embeddings = [], [], []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            out_first.append(module.weight)
+        elif isinstance(module, DegreeLinear):
+            in_first.append(module.weight)
+        elif isinstance(module, torch.nn.Embedding):
+            embeddings.append(module.weight)
+    known = {id(parameter) for parameter in out_first + in_first + embeddings}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
+
+    groups = [
+        {"params": out_first, "out_first": True, "weight_decay": weight_decay},
+        {"params": in_first, "out_first": False, "weight_decay": weight_decay},
+        {"params": embeddings, "out_first": False, "weight_decay": 0.0},
+    ]
+    others = {"params": rest, "weight_decay": 0.0}
+    if name == "muon":
+        return [Muon(groups, lr=learning_rate), torch.optim.AdamW([others], lr=learning_rate)]
+    return [torch.optim.AdamW([*groups, others], lr=learning_rate)]
+
+
+def set_learning_rate(
+    optimizers: list[torch.optim.Optimizer],
+    learning_rate: float,
+    progress: float,
+    warmup_fraction: float,
+) -> float:
+    """Linear warm-up to ``learning_rate``, then a cosine to zero.
+
+    :param optimizers: where to set it, in all groups
+    :param learning_rate: highest learning rate
+    :param progress: fraction of all training steps done, this one included
+    :param warmup_fraction: fraction of steps for the warm-up
+    :return: the learning rate that was set
+    """
+    if progress < warmup_fraction:
+        learning_rate *= progress / warmup_fraction
+    elif warmup_fraction < 1:
+        phase = (progress - warmup_fraction) / (1 - warmup_fraction)
+        learning_rate *= 0.5 * (1 + math.cos(math.pi * phase))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+    return learning_rate
+
+
+def load_states(optimizers: list[torch.optim.Optimizer], states: list[dict]) -> None:
+    """Continue with saved moments, but with the present weight decay and learning rate.
+
+    :param optimizers: new optimizers
+    :param states: their ``state_dict`` at the end of an epoch
+    """
+    for optimizer, state in zip(optimizers, states, strict=True):
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
