@@ -1,0 +1,75 @@
+"""Commands beside ``mtt``: ``python -m metatrain_lorem --help``."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one of the commands.
+
+    :param arguments: command-line arguments, those of the process if None
+    """
+    parser = argparse.ArgumentParser(prog="python -m metatrain_lorem")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    report = commands.add_parser(
+        "report",
+        help="errors of a model on a test set, as table and parity plot",
+        description="Print a table of errors (all, per element, per total charge) and write it as "
+        "report.csv, with a parity plot parity.png.",
+    )
+    report.add_argument("model", help="exported model (.pt) or checkpoint (.ckpt)")
+    report.add_argument(
+        "test_set", help="structures with energies (eV) and forces (eV/Å), e.g. xyz"
+    )
+    report.add_argument("-o", "--output", default=".", help="folder for the files (default: here)")
+    report.add_argument("--energy-key", default="energy", help="default: %(default)s")
+    report.add_argument("--forces-key", default="forces", help="default: %(default)s")
+
+    convert = commands.add_parser(
+        "convert-lorem-jax",
+        help="turn a lorem-jax checkpoint folder into a metatrain checkpoint",
+        description="Read a lorem-jax checkpoint folder and write a checkpoint for `mtt export`.",
+    )
+    convert.add_argument("folder", help="folder with model.yaml, baseline.yaml and model.msgpack")
+    convert.add_argument("-o", "--output", required=True, help="checkpoint to write (.ckpt)")
+    convert.add_argument(
+        "--full-isolated-potentials",
+        action="store_true",
+        help="the checkpoint was trained with potentials of isolated structures that lack the "
+        "factor 1/2, as those of the LOREM paper's non-periodic sets",
+    )
+
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # imports follow the choice of the command, so that --help answers at once
+    try:
+        if options.command == "report":
+            from .parity import plot_parity
+            from .report import errors, evaluate, format_table, write_csv
+
+            evaluation = evaluate(
+                options.model, options.test_set, options.energy_key, options.forces_key
+            )
+            rows = errors(evaluation)
+            print(format_table(rows))
+            folder = Path(options.output)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_csv(rows, folder / "report.csv")
+            plot_parity({"model": evaluation}, folder / "parity.png")
+        else:
+            from .convert.lorem_jax import convert as convert_lorem_jax
+
+            convert_lorem_jax(
+                options.folder,
+                options.output,
+                full_isolated_potentials=options.full_isolated_potentials,
+            )
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
