@@ -43,7 +43,8 @@ class LoremFinder:
         else:
             return None
         spec = _spec_from_others(name, path)
-        if hasattr(getattr(spec, "loader", None), "exec_module"):
+        # no origin: a folder of data that happens to be called metatrain
+        if spec is not None and spec.origin is not None:
             spec.loader = _ThenLoader(spec.loader, action)
         return spec
 
@@ -72,13 +73,15 @@ class _AliasLoader:
         return None
 
     def exec_module(self, module):
+        import importlib
+
+        if _obstacle() is None:
+            importlib.import_module(REGISTRY)  # whose functions can be looked at only then
         obstacle = _obstacle()
         if obstacle:
             # no ImportError: metatrain would hide it behind "reinstall metatrain"
             raise RuntimeError(obstacle)
         # importlib hands out what it finds in sys.modules after this call
-        import importlib
-
         name = module.__spec__.name
         sys.modules[name] = importlib.import_module(_name_in_package(name))
 
@@ -145,6 +148,8 @@ def _warn_of_obstacle(metatrain):
 
     :param metatrain: the module, just executed
     """
+    if not hasattr(metatrain, "__path__"):
+        return  # a script of the user's called metatrain.py
     obstacle = _obstacle()
     if obstacle:
         import warnings
