@@ -1,0 +1,102 @@
+"""Every file in ``options/`` trains two epochs on a few structures, so that none goes stale."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+OPTIONS = Path(__file__).resolve().parents[1] / "options"
+FILES = sorted(path.name for path in OPTIONS.glob("*.yaml"))
+SMALLER = {
+    "model.num_radial": 4,
+    "model.num_features": 8,
+    "model.num_spherical_features": 2,
+    "model.max_degree": 2,
+    "training.num_epochs": 2,
+    "training.num_workers": 0,
+}
+
+
+def write_first_frames(source: Path, destination: Path, count: int) -> None:
+    """Copy the first frames of an extended XYZ file."""
+    lines = source.read_text().splitlines()
+    end = 0
+    for _ in range(count):
+        end += int(lines[end]) + 2
+    destination.write_text("\n".join(lines[:end]) + "\n")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A place like the repository's root, with less data."""
+    root = tmp_path_factory.mktemp("root")
+    (root / "options" / "data").mkdir(parents=True)
+    for name in FILES:
+        shutil.copy(OPTIONS / name, root / "options")
+    data = list((OPTIONS / "data").glob("*.xyz"))
+    assert len(data) == 5
+    for path in data:
+        count = 4 if "crystal" in path.name else 20
+        write_first_frames(path, root / "options" / "data" / path.name, count)
+    return root
+
+
+def train(folder: Path, name: str, *more: str) -> Path:
+    """Run ``mtt train`` on an options file, with a smaller model.
+
+    :return: the checkpoint
+    """
+    overrides = [f"architecture.{key}={value}" for key, value in SMALLER.items()]
+    model = folder / Path(name).with_suffix(".pt").name
+    arguments = ["train", f"options/{name}", "-o", model.name]
+    for override in (*overrides, *more):
+        arguments += ["-r", override]
+    command = [sys.executable, "-m", "metatrain", *arguments]
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert model.is_file()
+    return model.with_suffix(".ckpt")
+
+
+@pytest.fixture(scope="module")
+def quickstart(folder):
+    return train(folder, "quickstart.yaml")
+
+
+def test_quickstart(quickstart):
+    checkpoint = torch.load(quickstart, weights_only=False)
+    assert checkpoint["architecture_name"] == "lorem"
+
+
+def test_fine_tuning(folder, quickstart):
+    tuned = train(
+        folder, "fine-tuning.yaml", f"architecture.training.finetune.read_from={quickstart.name}"
+    )
+    before, after = (
+        torch.load(path, weights_only=False)["best_model_state_dict"]
+        for path in (quickstart, tuned)
+    )
+    # two epochs at a small learning rate stay near the start; other random weights would not
+    weight = next(name for name in before if before[name].ndim == 2 and "mlp" in name.lower())
+    assert not torch.equal(before[weight], after[weight])
+    assert torch.allclose(before[weight], after[weight], atol=0.02)
+
+
+@pytest.mark.parametrize("name", sorted(set(FILES) - {"quickstart.yaml", "fine-tuning.yaml"}))
+def test_trains(folder, name):
+    train(folder, name)
+
+
+def test_only_the_long_range_block_differs():
+    """The comparison of quickstart and short-range is one of the long-range block alone."""
+    quickstart, short_range = (
+        OmegaConf.to_container(OmegaConf.load(OPTIONS / name))
+        for name in ("quickstart.yaml", "short-range.yaml")
+    )
+    assert quickstart["architecture"]["model"].pop("long_range") != {"enable": False}
+    assert short_range["architecture"]["model"].pop("long_range") == {"enable": False}
+    assert quickstart == short_range
