@@ -1,0 +1,1 @@
+"""Import of models trained by other programs."""

@@ -1,0 +1,97 @@
+"""
+LOREM
+=====
+
+Equivariant potential whose atoms carry equivariant charges. The Coulomb potentials of these
+charges, over all distances and periodic images, flow back into the local features (LOREM,
+`arXiv 2507.19382 <https://arxiv.org/abs/2507.19382>`_).
+
+Additional outputs
+------------------
+
+- ``feature``: the scalar features after the last stage;
+- ``mtt::aux::{target}_last_layer_features``: the hidden features before the last linear layer of a
+  target, for the stages of the model one after the other: density, each step of message passing,
+  long range.
+
+Model hyperparameters
+---------------------
+
+.. autoclass:: metatrain_lorem.documentation.ModelHypers
+    :members:
+    :undoc-members:
+
+.. autoclass:: metatrain_lorem.documentation.LongRangeHypers
+    :members:
+    :undoc-members:
+
+Trainer hyperparameters
+-----------------------
+
+.. autoclass:: metatrain_lorem.documentation.TrainerHypers
+    :members:
+    :undoc-members:
+"""
+
+from typing import Literal
+
+from metatrain.utils.hypers import init_with_defaults
+from typing_extensions import TypedDict
+
+from .trainer_hypers import TrainerHypers
+
+__all__ = ["LongRangeHypers", "ModelHypers", "TrainerHypers"]
+
+
+class LongRangeHypers(TypedDict):
+    """The long-range block: equivariant charges and their Coulomb potentials."""
+
+    enable: bool = True
+    """Whether the model has the block. Without it nothing beyond the receptive field
+    (``cutoff`` times one plus ``num_message_passing``) is felt, and engines may split the system
+    over several ranks."""
+    max_degree: int = 2
+    """Largest degree of the charges: 0 for scalar charges only, 1 adds dipole-like and 2
+    quadrupole-like ones. At most the ``max_degree`` of the model."""
+    accuracy: float = 1e-6
+    """Relative accuracy of the Coulomb sum over periodic images. The width of the Ewald Gaussians,
+    the wave vectors and the mesh follow from it and from ``cutoff``; they are logged. Isolated
+    structures are summed exactly."""
+
+
+class ModelHypers(TypedDict):
+    """Hyperparameters of the LOREM model."""
+
+    cutoff: float = 5.0
+    """Distance in Å up to which atoms see each other directly. The cost of the short-range part
+    grows with its third power."""
+    cutoff_function: Literal["cosine", "smooth"] = "cosine"
+    """How the influence of a neighbour ends at the cutoff: ``cosine``, half a period of a cosine,
+    or ``smooth``, which has no kink in any derivative but weighs distant neighbours less."""
+    radial_basis: Literal["bernstein", "bessel"] = "bernstein"
+    """Functions of the distance: ``bernstein`` polynomials, or ``bessel`` functions (sines over
+    the distance)."""
+    num_radial: int = 32
+    """Number of radial functions."""
+    num_features: int = 128
+    """Number of scalar features per atom, and width of the networks."""
+    num_spherical_features: int = 8
+    """Number of spherical (equivariant) features per degree and atom."""
+    num_species_features: int = 8
+    """Number of features that describe a chemical species."""
+    max_degree: int = 6
+    """Largest degree of the spherical harmonics and spherical features. Tensor targets need at
+    least their own degree."""
+    num_message_passing: int = 0
+    """Number of message-passing steps. Each extends the receptive field by ``cutoff``, at
+    several times the cost and memory of the rest of the short-range part."""
+    equivariant_message_passing: bool = True
+    """Whether message passing carries spherical features too, or scalar ones only."""
+    initialize_node_features: bool = True
+    """Whether scalar features start from the atom's species. Without it an atom without
+    neighbours knows nothing of its species."""
+    long_range: LongRangeHypers = init_with_defaults(LongRangeHypers)
+    """The long-range block."""
+    zbl: bool = False
+    """Whether to add the short-range ZBL repulsion as a baseline of energies, for atoms that come
+    closer than in the training data. Needs lengths in Å."""

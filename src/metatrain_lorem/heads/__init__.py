@@ -1,0 +1,1 @@
+"""From atomic features to the values of a target."""

@@ -1,0 +1,446 @@
+"""LOREM as a metatrain model."""
+
+import copy
+import logging
+from typing import Any, Dict, List, Literal, Optional
+
+import metatensor.torch as mts
+import torch
+from metatensor.torch import Labels, TensorBlock, TensorMap
+from metatomic.torch import (
+    AtomisticModel,
+    ModelCapabilities,
+    ModelMetadata,
+    ModelOutput,
+    NeighborListOptions,
+    System,
+)
+from metatrain.composition import CompositionModel
+from metatrain.scaler import Scaler
+from metatrain.utils.abc import ModelInterface
+from metatrain.utils.additive import ZBL
+from metatrain.utils.architectures import get_default_hypers
+from metatrain.utils.data import DatasetInfo, TargetInfo
+from metatrain.utils.data.atom_pair_helpers import check_no_atom_pair_targets
+from metatrain.utils.data.atomic_basis_helpers import (
+    densify_atomic_basis_dataset_info,
+    sparsify_atomic_basis_target,
+)
+from metatrain.utils.dtype import dtype_to_str
+from metatrain.utils.hypers import get_hypers_diff, raise_hypers_mismatch
+from metatrain.utils.metadata import merge_metadata
+from metatrain.utils.sum_over_atoms import sum_over_atoms
+
+from . import checkpoints
+from .documentation import ModelHypers
+from .electrostatics.multipoles import LongRange
+from .heads.target import TargetHead
+from .nn.short_range import ShortRange
+from .outputs import add_baseline, feature_map
+from .system_inputs import check_batch, concatenate_systems
+
+LARGEST_ATOMIC_TYPE = 255
+
+
+class Lorem(ModelInterface[ModelHypers]):
+    """LOREM (arXiv 2507.19382): local equivariant features, equivariant charges, their Coulomb
+    potentials back into the features, residual energies.
+
+    :param hypers: see :class:`ModelHypers`
+    :param dataset_info: species, targets and units
+    :raises ValueError: for hypers out of range and targets that the model can't have
+    """
+
+    __checkpoint_version__ = 1
+    __supported_devices__ = ["cuda", "cpu"]
+    __supported_dtypes__ = [torch.float32, torch.float64]
+    __default_metadata__ = ModelMetadata(
+        references={
+            "architecture": ["LOREM: https://arxiv.org/abs/2507.19382"],
+            "implementation": ["torch-pme: https://doi.org/10.1063/5.0251713"],
+        }
+    )
+
+    component_labels: dict[str, list[list[Labels]]]  # TorchScript can't infer nested lists
+
+    def __init__(self, hypers: ModelHypers, dataset_info: DatasetInfo) -> None:
+        super().__init__(hypers, dataset_info, self.__default_metadata__)
+        check_no_atom_pair_targets(dataset_info.targets, "lorem")
+        _check_hypers(hypers)
+        if "spin_multiplicity" in dataset_info.extra_data:
+            raise ValueError(
+                "extra_data: spin_multiplicity is not supported; remove it from the options"
+            )
+
+        self.atomic_types = sorted(dataset_info.atomic_types)
+        if self.atomic_types[0] < 0 or self.atomic_types[-1] > LARGEST_ATOMIC_TYPE:
+            raise ValueError(
+                f"atomic types must be between 0 and {LARGEST_ATOMIC_TYPE}: {self.atomic_types}"
+            )
+        types_to_species = torch.full((LARGEST_ATOMIC_TYPE + 2,), -1)
+        types_to_species[self.atomic_types] = torch.arange(len(self.atomic_types))
+        self.register_buffer("types_to_species", types_to_species, persistent=False)
+        self.requested_nl = NeighborListOptions(
+            cutoff=float(hypers["cutoff"]), full_list=True, strict=True
+        )
+
+        d, s, max_degree = (
+            int(hypers["num_features"]),
+            int(hypers["num_spherical_features"]),
+            int(hypers["max_degree"]),
+        )
+        self.short_range = ShortRange(
+            atomic_types=self.atomic_types,
+            cutoff=float(hypers["cutoff"]),
+            cutoff_function=hypers["cutoff_function"],
+            radial_basis=hypers["radial_basis"],
+            num_radial=int(hypers["num_radial"]),
+            num_features=d,
+            num_species_features=int(hypers["num_species_features"]),
+            num_spherical_features=s,
+            max_degree=max_degree,
+            num_message_passing=int(hypers["num_message_passing"]),
+            equivariant_message_passing=hypers["equivariant_message_passing"],
+            initialize_node_features=hypers["initialize_node_features"],
+        )
+        self.long_range: torch.nn.Module | None = None
+        if hypers["long_range"]["enable"]:
+            self.long_range = LongRange(
+                d,
+                s,
+                max_degree,
+                int(hypers["long_range"]["max_degree"]),
+                float(hypers["cutoff"]),
+                float(hypers["long_range"]["accuracy"]),
+            )
+            logging.info(self.long_range.coulomb.describe())
+        self.num_stages = 1 + int(hypers["num_message_passing"])
+        if self.long_range is not None:
+            self.num_stages += 1
+        self.last_layer_feature_size = self.num_stages * d  # for LLPR
+
+        self.outputs = {
+            "feature": ModelOutput(sample_kind="atom", description="scalar features of atoms")
+        }
+        self.heads = torch.nn.ModuleDict()
+        self.last_layer_parameter_names: dict[str, list[str]] = {}  # for LLPR
+        self.key_labels: dict[str, Labels] = {}
+        self.component_labels = {}
+        self.property_labels: dict[str, list[Labels]] = {}
+        for name, target in densify_atomic_basis_dataset_info(dataset_info).targets.items():
+            self._add_target(name, target)
+
+        composition = CompositionModel.from_valid_targets(dataset_info, self.atomic_types)
+        additive_models: list[torch.nn.Module] = [composition]
+        if hypers["zbl"]:
+            targets = {
+                name: target
+                for name, target in dataset_info.targets.items()
+                if ZBL.is_valid_target(name, target)
+            }
+            info = DatasetInfo(dataset_info.length_unit, self.atomic_types, targets)
+            additive_models.append(ZBL({}, info))
+        self.additive_models = torch.nn.ModuleList(additive_models)
+        self.scaler = Scaler(get_default_hypers("scaler")["model"], dataset_info)
+
+    def _add_target(self, name: str, target: TargetInfo) -> None:
+        """Register a target, atomic bases densified."""
+        self.heads[name] = TargetHead(
+            name,
+            target,
+            int(self.hypers["num_features"]),
+            self.num_stages,
+            int(self.hypers["max_degree"]),
+            int(self.hypers["num_spherical_features"]),
+            self.long_range is not None,
+        )
+        self.last_layer_parameter_names[name] = [f"heads.{name}.invariants.last_layer.weight"]
+        self.key_labels[name] = target.layout.keys
+        self.component_labels[name] = [block.components for block in target.layout.blocks()]
+        self.property_labels[name] = [block.properties for block in target.layout.blocks()]
+        self.outputs[name] = ModelOutput(
+            unit=target.unit, sample_kind="atom", description=target.description
+        )
+        self.outputs[_last_layer_features_name(name)] = ModelOutput(
+            sample_kind="atom", description=f"last-layer features of {name}"
+        )
+
+    def supported_outputs(self) -> dict[str, ModelOutput]:
+        return self.outputs
+
+    def requested_neighbor_lists(self) -> list[NeighborListOptions]:
+        return [self.requested_nl]
+
+    def forward(
+        self,
+        systems: List[System],
+        outputs: Dict[str, ModelOutput],
+        selected_atoms: Optional[Labels] = None,
+    ) -> Dict[str, TensorMap]:
+        """Evaluate the model.
+
+        :param systems: structures with the requested neighbour list
+        :param outputs: what to return, per atom or per system
+        :param selected_atoms: atoms to return or to sum; all others still act on them
+        :return: the outputs
+        :raises ValueError: for structures that can't be evaluated (see
+            :mod:`metatrain_lorem.system_inputs` and :mod:`metatrain_lorem.electrostatics`)
+        """
+        if len(outputs) == 0:
+            return {}
+        batch = concatenate_systems(systems, self.requested_nl)
+        species = self.types_to_species[batch.types.clamp(-1, self.types_to_species.shape[0] - 1)]
+        check_batch(batch, species)
+
+        stages, spherical = self.short_range(
+            species, batch.vectors, batch.distances, batch.centers, batch.neighbors
+        )
+        field: torch.Tensor | None = None
+        if self.long_range is not None:
+            x, field = self.long_range(
+                stages[-1],
+                spherical,
+                batch.positions,
+                batch.cells,
+                batch.pbc,
+                batch.system_index,
+                batch.centers,
+                batch.neighbors,
+                batch.distances,
+            )
+            stages.append(x)
+
+        samples = Labels(
+            ["system", "atom"],
+            torch.stack([batch.system_index, batch.atom_index], dim=1),
+            assume_unique=True,
+        )
+        results: dict[str, TensorMap] = {}
+        if "feature" in outputs:
+            results["feature"] = feature_map(stages[-1], samples)
+        self._move_labels(samples.device)
+        for name, head in self.heads.items():
+            features_name = _last_layer_features_name(name)
+            if name in outputs or features_name in outputs:
+                features = head.last_layer_features(stages)
+                if features_name in outputs:
+                    results[features_name] = feature_map(features, samples)
+                if name in outputs:
+                    values = head(features, spherical, field)
+                    blocks: list[TensorBlock] = []
+                    for i, components in enumerate(self.component_labels[name]):
+                        properties = self.property_labels[name][i]
+                        blocks.append(TensorBlock(values[i], samples, components, properties))
+                    results[name] = TensorMap(self.key_labels[name], blocks)
+
+        for name, result in results.items():
+            if selected_atoms is not None:
+                result = mts.slice(result, "samples", selected_atoms)
+            if outputs[name].sample_kind == "system":
+                result = sum_over_atoms(result)
+            results[name] = result
+
+        # during training the trainer removes baselines and scales from the targets instead
+        if not self.training:
+            results = self._add_baselines_and_scales(systems, outputs, results, selected_atoms)
+        return results
+
+    def _add_baselines_and_scales(
+        self,
+        systems: List[System],
+        outputs: Dict[str, ModelOutput],
+        results: dict[str, TensorMap],
+        selected_atoms: Optional[Labels],
+    ) -> dict[str, TensorMap]:
+        results = self.scaler.apply_scales(
+            systems,
+            results,
+            selected_atoms=selected_atoms,
+            use_per_target_scales=True,
+            use_per_property_scales=True,
+        )
+        targets = self.dataset_info.targets
+        for name, result in results.items():
+            if name in targets and targets[name].is_atomic_basis:
+                results[name] = sparsify_atomic_basis_target(systems, result, targets[name].layout)
+        for additive_model in self.additive_models:
+            requested: dict[str, ModelOutput] = {}
+            for name, output in outputs.items():
+                if name in additive_model.outputs:
+                    requested[name] = output
+            baselines = additive_model(systems, requested, selected_atoms)
+            for name, baseline in baselines.items():
+                results[name] = add_baseline(results[name], baseline)
+        return results
+
+    def _move_labels(self, device: torch.device) -> None:
+        for name, keys in self.key_labels.items():
+            if keys.device != device:
+                self.key_labels[name] = keys.to(device)
+                self.property_labels[name] = [p.to(device) for p in self.property_labels[name]]
+                components: list[list[Labels]] = []
+                for of_block in self.component_labels[name]:
+                    components.append([c.to(device) for c in of_block])
+                self.component_labels[name] = components
+
+    def restart(
+        self, dataset_info: DatasetInfo, model_hypers: dict[str, Any] | None = None
+    ) -> "Lorem":
+        """Prepare the model for more training, perhaps with new targets or a long-range block.
+
+        :param dataset_info: of the new data
+        :param model_hypers: of the new run. They must equal the model's own, but for
+            ``long_range``, which may be switched on: the new block then starts without any
+            effect on the outputs
+        :return: the model, or its extended copy
+        :raises ValueError: for other hypers, and for species that the model does not know
+        """
+        if model_hypers is not None:
+            defaults = get_default_hypers("lorem")["model"]
+            changes = get_hypers_diff(self.hypers, model_hypers, default_hypers=defaults)
+            old, new = changes.get("long_range", ({"enable": True}, {}))
+            if new.get("enable", False) and not old["enable"]:
+                return _with_long_range(self, new).restart(dataset_info, model_hypers)
+            raise_hypers_mismatch(changes)
+
+        merged = self.dataset_info.union(dataset_info)
+        unknown = sorted(set(merged.atomic_types) - set(self.atomic_types))
+        if len(unknown) > 0:
+            raise ValueError(
+                f"new atomic types {unknown} in the dataset: the model knows {self.atomic_types} "
+                "and can't learn others; train a new one"
+            )
+        new_targets = [name for name in merged.targets if name not in self.dataset_info.targets]
+        for name in new_targets:
+            target = densify_atomic_basis_dataset_info(dataset_info).targets[name]
+            self._add_target(name, target)
+        # the optimiser's state does not fit new parameters
+        self.has_new_targets = len(new_targets) > 0 or getattr(self, "has_new_block", False)
+
+        self.dataset_info = merged
+        targets = {
+            name: target
+            for name, target in dataset_info.targets.items()
+            if CompositionModel.is_valid_target(name, target)
+        }
+        self.additive_models[0] = self.additive_models[0].restart(
+            DatasetInfo(dataset_info.length_unit, self.atomic_types, targets)
+        )
+        self.scaler = self.scaler.restart(dataset_info)
+        return self
+
+    @classmethod
+    def load_checkpoint(
+        cls,
+        checkpoint: dict[str, Any],
+        context: Literal["restart", "finetune", "export"],
+    ) -> "Lorem":
+        if context == "restart":
+            logging.info(f"Using latest model from epoch {checkpoint['epoch']}")
+            state = checkpoint["model_state_dict"]
+        elif context in ("finetune", "export"):
+            logging.info(f"Using best model from epoch {checkpoint['best_epoch']}")
+            state = checkpoint["best_model_state_dict"]
+            if state is None:
+                state = checkpoint["model_state_dict"]
+        else:
+            raise ValueError(f"unknown context {context!r} for loading a checkpoint")
+
+        data = checkpoint["model_data"]
+        model = cls(data["model_hypers"], data["dataset_info"])
+        model.to(state["short_range.embedding.weight"].dtype).load_state_dict(state)
+        model.additive_models[0].sync_tensor_maps()
+        model.scaler.sync_tensor_maps()
+        model.metadata = merge_metadata(model.metadata, checkpoint.get("metadata"))
+        return model
+
+    def get_checkpoint(self) -> dict[str, Any]:
+        return {
+            "architecture_name": "lorem",
+            "model_ckpt_version": self.__checkpoint_version__,
+            "metadata": self.metadata,
+            "model_data": {"model_hypers": self.hypers, "dataset_info": self.dataset_info},
+            "epoch": None,
+            "best_epoch": None,
+            "model_state_dict": self.state_dict(),
+            "best_model_state_dict": self.state_dict(),
+        }
+
+    @classmethod
+    def upgrade_checkpoint(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        return checkpoints.upgrade(checkpoint, "model", cls.__checkpoint_version__)
+
+    def interaction_range(self) -> float:
+        """Distance in Å beyond which atoms can't feel each other: infinite with the long-range
+        block, else the receptive field."""
+        if self.long_range is not None:
+            return torch.inf
+        ranges = [float(self.hypers["cutoff"]) * (1 + int(self.hypers["num_message_passing"]))]
+        for additive_model in self.additive_models:
+            if hasattr(additive_model, "cutoff_radius"):
+                ranges.append(float(additive_model.cutoff_radius))
+        return max(ranges)
+
+    def export(self, metadata: Optional[ModelMetadata] = None) -> AtomisticModel:
+        dtype = next(self.parameters()).dtype
+        if dtype not in self.__supported_dtypes__:
+            raise ValueError(f"lorem can't be exported in {dtype}")
+        # after training the additive models may still be in float64
+        self.to(dtype)
+        self.additive_models[0].weights_to(torch.device("cpu"), torch.float64)
+        capabilities = ModelCapabilities(
+            outputs=self.outputs,
+            atomic_types=self.atomic_types,
+            interaction_range=self.interaction_range(),
+            length_unit=self.dataset_info.length_unit,
+            supported_devices=self.__supported_devices__,
+            dtype=dtype_to_str(dtype),
+        )
+        return AtomisticModel(self.eval(), merge_metadata(self.metadata, metadata), capabilities)
+
+
+def _last_layer_features_name(target: str) -> str:
+    return "mtt::aux::" + target.replace("mtt::", "") + "_last_layer_features"
+
+
+def _check_hypers(hypers: ModelHypers) -> None:
+    for key in ("num_features", "num_spherical_features", "num_species_features", "num_radial"):
+        if hypers[key] < 1:
+            raise ValueError(f"architecture.model.{key}: {hypers[key]} is not a positive number")
+    for key in ("max_degree", "num_message_passing"):
+        if hypers[key] < 0:
+            raise ValueError(f"architecture.model.{key}: {hypers[key]} is negative")
+    degree = hypers["long_range"]["max_degree"]
+    if not 0 <= degree <= hypers["max_degree"]:
+        raise ValueError(
+            f"architecture.model.long_range.max_degree: {degree} is not between 0 and max_degree "
+            f"({hypers['max_degree']})"
+        )
+    accuracy = hypers["long_range"]["accuracy"]
+    if not 1e-15 <= accuracy <= 1e-2:
+        raise ValueError(
+            f"architecture.model.long_range.accuracy: {accuracy} is not between 1e-15 and 1e-2"
+        )
+
+
+def _with_long_range(model: Lorem, long_range: dict[str, Any]) -> Lorem:
+    """The same model with a long-range block that has no effect yet."""
+    hypers = copy.deepcopy(dict(model.hypers))
+    hypers["long_range"] = copy.deepcopy(dict(long_range))
+    extended = Lorem(hypers, model.dataset_info)
+    extended.to(model.short_range.embedding.weight.dtype)
+    state = extended.state_dict()
+    for name, tensor in state.items():
+        if name.endswith("field_linear.weight"):
+            state[name] = torch.zeros_like(tensor)
+    for name, tensor in model.state_dict().items():
+        if name.endswith("invariants.last_layer.weight"):
+            # sees the features of one stage more
+            tensor = torch.nn.functional.pad(tensor, (0, state[name].shape[1] - tensor.shape[1]))
+        state[name] = tensor
+    extended.load_state_dict(state)
+    extended.additive_models[0].sync_tensor_maps()
+    extended.scaler.sync_tensor_maps()
+    extended.metadata = model.metadata
+    extended.has_new_block = True
+    return extended

@@ -1,0 +1,110 @@
+r"""Message passing of scalar and, if wanted, spherical features (LOREM, arXiv 2507.19382)."""
+
+import torch
+
+from .density import RadialMixing, sum_over_neighbors
+from .mlp import Update, linear
+from .spherical import degrees_of_components, spherical_norms
+from .tensor_dense import DegreeLinear, TensorProduct
+
+
+class MessagePassing(torch.nn.Module):
+    """One step of message passing: radial mixing by the features of both atoms, scalar messages,
+    then the spherical features of the neighbours coupled to the edge's harmonics.
+
+    :param num_radial: number of radial functions
+    :param num_features: scalar features d
+    :param max_degree: largest degree L
+    :param num_spherical_features: spherical features s
+    :param equivariant: whether spherical features are passed as well
+    """
+
+    def __init__(
+        self,
+        num_radial: int,
+        num_features: int,
+        max_degree: int,
+        num_spherical_features: int,
+        equivariant: bool,
+    ) -> None:
+        super().__init__()
+        self.max_degree = max_degree
+        self.mixing = RadialMixing(num_features, num_radial, num_features)
+        self.scalar = linear(num_features, num_features, bias=False)
+        self.update = Update(num_features, num_features)
+        self.spherical: torch.nn.Module | None = None
+        if equivariant:
+            self.spherical = SphericalMessage(num_features, max_degree, num_spherical_features)
+            self.norm_update = Update((max_degree + 1) * num_spherical_features, num_features)
+        else:
+            self.norm_update = torch.nn.Identity()
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        rho: torch.Tensor,
+        radial: torch.Tensor,
+        harmonics: torch.Tensor,
+        centers: torch.Tensor,
+        neighbors: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        :param x: scalar features ``[atoms, d]``
+        :param rho: spherical features ``[atoms, (L + 1)**2, s]``
+        :param radial: radial functions ``[pairs, num_radial]``
+        :param harmonics: spherical harmonics ``[pairs, (L + 1)**2]``
+        :param centers: central atoms ``[pairs]``
+        :param neighbors: neighbours ``[pairs]``
+        :return: new scalar and spherical features
+        """
+        mixing = self.mixing(x[centers], x[neighbors])
+        edges = torch.bmm(radial.unsqueeze(1), mixing).squeeze(1)
+        x = self.update(x, self.scalar(sum_over_neighbors(edges, centers, x.shape[0])))
+        if self.spherical is not None:
+            rho = self.spherical(edges, rho, harmonics, centers, neighbors)
+            x = self.norm_update(x, spherical_norms(rho, self.max_degree))
+        return x, rho
+
+
+class SphericalMessage(torch.nn.Module):
+    """Neighbours' spherical features, coupled to the edges, summed, coupled to the atom's own.
+
+    :param num_features: scalar edge features d
+    :param max_degree: largest degree L
+    :param num_spherical_features: spherical features s
+    """
+
+    def __init__(self, num_features: int, max_degree: int, num_spherical_features: int) -> None:
+        super().__init__()
+        s = num_spherical_features
+        degrees = (max_degree, max_degree, max_degree)
+        self.coefficient_shape = [max_degree + 1, s]
+        self.coefficients = linear(num_features, (max_degree + 1) * s, bias=False)
+        self.filter = DegreeLinear(max_degree, s, s)
+        self.message_product = TensorProduct(degrees, s)
+        self.atom_linear = DegreeLinear(max_degree, s, s)
+        self.message_linear = DegreeLinear(max_degree, s, s)
+        self.product = TensorProduct(degrees, s)
+        self.register_buffer("degrees", degrees_of_components(max_degree), persistent=False)
+
+    def forward(
+        self,
+        edges: torch.Tensor,
+        rho: torch.Tensor,
+        harmonics: torch.Tensor,
+        centers: torch.Tensor,
+        neighbors: torch.Tensor,
+    ) -> torch.Tensor:
+        """
+        :param edges: scalar edge features ``[pairs, d]``
+        :param rho: spherical features ``[atoms, (L + 1)**2, s]``
+        :param harmonics: spherical harmonics ``[pairs, (L + 1)**2]``
+        :param centers: central atoms ``[pairs]``
+        :param neighbors: neighbours ``[pairs]``
+        :return: new spherical features ``[atoms, (L + 1)**2, s]``
+        """
+        coefficients = self.coefficients(edges).unflatten(-1, self.coefficient_shape)
+        filters = self.filter(coefficients[:, self.degrees] * harmonics.unsqueeze(-1))
+        messages = self.message_product(filters, rho[neighbors])
+        messages = sum_over_neighbors(messages, centers, rho.shape[0])
+        return self.product(self.atom_linear(rho), self.message_linear(messages))

@@ -1,0 +1,79 @@
+r"""Radial basis functions and the cutoff that ends them smoothly."""
+
+import math
+
+import torch
+
+from .constants import from_bits, to_bits
+
+CUTOFF_FUNCTIONS = ("cosine", "smooth")
+RADIAL_BASES = ("bernstein", "bessel")
+
+
+class RadialBasis(torch.nn.Module):
+    r"""Radial functions :math:`B_n(r) f_c(r)` of the pair distances.
+
+    With :math:`u = r / r_c`:
+
+    * ``bernstein``: :math:`B_n = \binom{K-1}{n} u^n (1-u)^{K-1-n}`, :math:`n = 0 \dots K-1`
+      (LOREM, arXiv 2507.19382);
+    * ``bessel``: :math:`B_n = \sqrt{2/r_c}\,\sin((n+1) \pi u) / r` (DimeNet, arXiv 2003.03123,
+      eq. 7);
+    * cutoff ``cosine``: :math:`f_c = \frac12 (1 + \cos \pi u)`;
+    * cutoff ``smooth``: :math:`f_c = \exp(1 - 1/(1-u^2))`, all of whose derivatives vanish at
+      the cutoff.
+
+    :param cutoff: distance in Å at which all functions end
+    :param num_radial: number K of functions
+    :param radial_basis: ``bernstein`` or ``bessel``
+    :param cutoff_function: ``cosine`` or ``smooth``
+    :raises ValueError: for any other name, or a cutoff or number that is not positive
+    """
+
+    def __init__(
+        self, cutoff: float, num_radial: int, radial_basis: str, cutoff_function: str
+    ) -> None:
+        super().__init__()
+        if radial_basis not in RADIAL_BASES:
+            raise ValueError(f"radial_basis: {radial_basis!r} is not one of {RADIAL_BASES}")
+        if cutoff_function not in CUTOFF_FUNCTIONS:
+            raise ValueError(
+                f"cutoff_function: {cutoff_function!r} is not one of {CUTOFF_FUNCTIONS}"
+            )
+        if cutoff <= 0.0:
+            raise ValueError(f"cutoff: {cutoff} is not a positive distance")
+        if num_radial < 1:
+            raise ValueError(f"num_radial: {num_radial} is not a positive number")
+        self.cutoff = float(cutoff)
+        self.radial_basis = radial_basis
+        self.cutoff_function = cutoff_function
+
+        binomials = torch.tensor(
+            [math.comb(num_radial - 1, n) for n in range(num_radial)], dtype=torch.float64
+        )
+        self.register_buffer("powers", torch.arange(num_radial), persistent=False)
+        self.register_buffer("binomials", to_bits(binomials), persistent=False)
+
+    def forward(self, distances: torch.Tensor) -> torch.Tensor:
+        """
+        :param distances: pair distances in Å ``[pairs]``, none above the cutoff
+        :return: radial functions ``[pairs, num_radial]``
+        """
+        u = (distances / self.cutoff).clamp(max=1.0).unsqueeze(-1)
+        powers = self.powers.to(distances.dtype)
+        if self.radial_basis == "bernstein":
+            binomials = from_bits(self.binomials, distances.dtype)
+            basis = binomials * u**powers * (1.0 - u) ** powers.flip(0)
+        else:
+            basis = (
+                (2.0 / self.cutoff) ** 0.5
+                * torch.sin(torch.pi * (powers + 1.0) * u)
+                / distances.unsqueeze(-1)
+            )
+        if self.cutoff_function == "cosine":
+            cutoffs = 0.5 * (1.0 + torch.cos(torch.pi * u))
+        else:
+            # the exponential underflows long before the clamp is felt
+            cutoffs = torch.exp(1.0 - 1.0 / (1.0 - u * u).clamp(min=1e-3))
+            cutoffs = torch.where(u * u < 0.999, cutoffs, torch.zeros_like(cutoffs))
+        return basis * cutoffs

@@ -1,0 +1,103 @@
+r"""The short-range part of LOREM: from pairs within the cutoff to atomic features."""
+
+import torch
+
+from .density import SpeciesDensity
+from .message_passing import MessagePassing
+from .mlp import Update, linear
+from .radial import RadialBasis
+from .spherical import spherical_harmonics, spherical_norms
+from .tensor_dense import TensorDense
+
+
+class ShortRange(torch.nn.Module):
+    """Steps 1 to 5 and 7 of LOREM (arXiv 2507.19382): one concatenated graph, no structures.
+
+    :param atomic_types: atomic numbers of the species the model knows
+    :param cutoff: cutoff radius in Å
+    :param cutoff_function: see :class:`RadialBasis`
+    :param radial_basis: see :class:`RadialBasis`
+    :param num_radial: number of radial functions
+    :param num_features: scalar features d
+    :param num_species_features: features per species
+    :param num_spherical_features: spherical features s
+    :param max_degree: largest degree L
+    :param num_message_passing: number of message-passing steps
+    :param equivariant_message_passing: whether these pass spherical features too
+    :param initialize_node_features: whether scalar features start from the species, or from zero
+    """
+
+    def __init__(
+        self,
+        atomic_types: list[int],
+        cutoff: float,
+        cutoff_function: str,
+        radial_basis: str,
+        num_radial: int,
+        num_features: int,
+        num_species_features: int,
+        num_spherical_features: int,
+        max_degree: int,
+        num_message_passing: int,
+        equivariant_message_passing: bool,
+        initialize_node_features: bool,
+    ) -> None:
+        super().__init__()
+        d, s = num_features, num_spherical_features
+        self.max_degree = max_degree
+        self.num_features = d
+        self.initialize_node_features = initialize_node_features
+
+        self.embedding = torch.nn.Embedding(len(atomic_types), num_species_features)
+        torch.nn.init.normal_(self.embedding.weight, std=num_species_features**-0.5)
+        self.radial = RadialBasis(cutoff, num_radial, radial_basis, cutoff_function)
+        if initialize_node_features:
+            self.initial: torch.nn.Module = linear(num_species_features, d)
+        else:
+            self.initial = torch.nn.Identity()
+        self.density = SpeciesDensity(num_species_features, num_radial, d, max_degree, s)
+        self.neighbor_update = Update(d, d)
+        self.density_product = TensorDense(max_degree, s, max_degree, s)
+        self.norm_update = Update((max_degree + 1) * s, d)
+        self.message_passing = torch.nn.ModuleList(
+            MessagePassing(num_radial, d, max_degree, s, equivariant_message_passing)
+            for _ in range(num_message_passing)
+        )
+
+    def forward(
+        self,
+        species: torch.Tensor,
+        vectors: torch.Tensor,
+        distances: torch.Tensor,
+        centers: torch.Tensor,
+        neighbors: torch.Tensor,
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """
+        :param species: index of each atom's type in ``atomic_types``, ``[atoms]``
+        :param vectors: from central atom to neighbour in Å ``[pairs, 3]``
+        :param distances: their lengths ``[pairs]``, none zero
+        :param centers: central atoms ``[pairs]``
+        :param neighbors: neighbours ``[pairs]``
+        :return: scalar features after each stage (density, then each message-passing step), each
+            ``[atoms, d]``; spherical features ``[atoms, (L + 1)**2, s]``
+        """
+        radial = self.radial(distances)
+        harmonics = spherical_harmonics(vectors / distances.unsqueeze(-1), self.max_degree)
+
+        if self.initialize_node_features:
+            x = self.initial(self.embedding(species))
+        else:
+            size = [species.shape[0], self.num_features]
+            x = torch.zeros(size, dtype=vectors.dtype, device=vectors.device)
+        sums, rho = self.density(
+            self.embedding.weight, species, radial, harmonics, centers, neighbors
+        )
+        x = self.neighbor_update(x, sums)
+        rho = self.density_product(rho)
+        x = self.norm_update(x, spherical_norms(rho, self.max_degree))
+
+        stages = [x]
+        for step in self.message_passing:
+            x, rho = step(x, rho, radial, harmonics, centers, neighbors)
+            stages.append(x)
+        return stages, rho
