@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import ase
 import ase.io
@@ -95,8 +96,16 @@ def fit(trainer: Trainer, model: Lorem, train, valid, folder: Path, dtype=torch.
 
 
 @pytest.fixture
-def small_file(tmp_path: Path) -> Path:
-    """A file with 24 structures."""
+def small(tmp_path: Path) -> SimpleNamespace:
+    """The functions of this file, and a file with 24 structures."""
     path = tmp_path / "small.xyz"
     ase.io.write(path, structures(24))
-    return path
+    return SimpleNamespace(
+        file=path,
+        structures=structures,
+        read=read,
+        new_model=new_model,
+        new_trainer=new_trainer,
+        fit=fit,
+        dataset_options=dataset_options,
+    )

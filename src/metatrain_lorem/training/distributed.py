@@ -51,19 +51,19 @@ class Processes:
         return values[0]
 
     def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Replace each gradient by its sum over all processes; a missing one counts as zero.
+        """Replace each gradient by its sum over all processes.
 
-        :param parameters: in the same order on all processes
+        :param parameters: in the same order on all processes; one without a gradient counts as
+            zero, and keeps none if it has none on any process
         """
         if not self.is_distributed:
             return
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        flat = self.sum(torch.cat([parameter.grad.reshape(-1) for parameter in parameters]))
-        parts = flat.split([parameter.numel() for parameter in parameters])
-        for parameter, part in zip(parameters, parts, strict=True):
-            parameter.grad.copy_(part.view_as(parameter))
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        present = torch.tensor([p.grad is not None for p in parameters]).to(gradients[0])
+        flat = self.sum(torch.cat([present, *(gradient.reshape(-1) for gradient in gradients)]))
+        present, *parts = flat.split([len(parameters), *(p.numel() for p in parameters)])
+        for parameter, part, number in zip(parameters, parts, present.tolist(), strict=True):
+            parameter.grad = part.view_as(parameter) if number > 0 else None
 
     def broadcast_model(self, model: torch.nn.Module) -> None:
         """Give all processes the parameters of process 0.
