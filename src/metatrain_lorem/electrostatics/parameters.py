@@ -20,6 +20,17 @@ class EwaldParameters(NamedTuple):
     mesh_spacing: float
 
 
+def gaussian_range(fraction: float) -> float:
+    """
+    Distance in standard deviations beyond which a normal distribution holds a given fraction.
+
+    :param fraction: of both tails together
+    :return: the s of erfc(s / sqrt(2)) = fraction
+    """
+    # the normal quantile keeps its relative precision where erfinv(1 - fraction) would lose it
+    return -float(torch.special.ndtri(torch.tensor(0.5 * fraction, dtype=torch.float64)))
+
+
 def ewald_parameters(cutoff: float, accuracy: float) -> EwaldParameters:
     r"""
     Choose the parameters of the Ewald sum for a real-space part that ends at ``cutoff``.
@@ -29,10 +40,12 @@ def ewald_parameters(cutoff: float, accuracy: float) -> EwaldParameters:
     reciprocal part the fraction :math:`\mathrm{erfc}(\sigma k_c / \sqrt 2)` of the potential of a
     Gaussian at its own centre (the Gaussian integral over the omitted k-vectors; Kolafa and
     Perram, Mol. Simul. 9, 351 (1992), give the same exponents with structure-dependent prefactors).
-    Both are set to the accuracy :math:`\epsilon`:
+    The former is set to the accuracy :math:`\epsilon`, the latter, which has the same sign for
+    every atom, to a tenth of it:
 
     .. math::
-        s = \sqrt 2\, \mathrm{erfc}^{-1}(\epsilon), \quad \sigma = r_c / s, \quad k_c = s / \sigma .
+        \sigma = r_c / s(\epsilon), \quad k_c = s(\epsilon / 10) / \sigma, \quad
+        s(\epsilon) = \sqrt 2\, \mathrm{erfc}^{-1}(\epsilon) .
 
     The mesh spacing :math:`h` follows from the leading term of the error of B-splines of order p
     with the optimal influence function (Hockney and Eastwood, Computer Simulation Using Particles
@@ -44,8 +57,9 @@ def ewald_parameters(cutoff: float, accuracy: float) -> EwaldParameters:
         \delta V^2 = 48\, n\, \sigma\, \frac{\Gamma(p - 1/2)}{2p + 1}
         \left(\frac{h}{2\pi\sigma}\right)^{2p} ,
 
-    and :math:`\delta V` is set to :math:`\epsilon` times the self-potential
-    :math:`\sqrt{2/\pi}/\sigma`. The mesh must also hold every k below :math:`k_c`.
+    and :math:`\delta V` is set to :math:`\epsilon` times half the self-potential
+    :math:`\sqrt{2/\pi}/\sigma`, a typical potential in an ionic solid or liquid. The mesh must also
+    hold every k below :math:`k_c`.
 
     :param cutoff: radius of the neighbor list in Angstrom
     :param accuracy: relative accuracy of the potentials, between 1e-12 and 1e-2
@@ -57,14 +71,11 @@ def ewald_parameters(cutoff: float, accuracy: float) -> EwaldParameters:
     if not 1e-12 <= accuracy <= 1e-2:
         raise ValueError(f"`accuracy` is {accuracy} but must lie between 1e-12 and 1e-2")
 
-    # the normal quantile keeps its relative precision where 1 - accuracy would lose it
-    half = torch.tensor(0.5 * accuracy, dtype=torch.float64)
-    s = -float(torch.special.ndtri(half))
-    smearing = cutoff / s
-    k_cutoff = s / smearing
+    smearing = cutoff / gaussian_range(accuracy)
+    k_cutoff = gaussian_range(0.1 * accuracy) / smearing
 
     p = SPLINE_ORDER
-    target = accuracy**2 * (2.0 / math.pi) / smearing**2
+    target = (0.5 * accuracy) ** 2 * (2.0 / math.pi) / smearing**2
     prefactor = 48.0 * REFERENCE_DENSITY * smearing * math.gamma(p - 0.5) / (2 * p + 1)
     mesh_spacing = 2.0 * math.pi * smearing * (target / prefactor) ** (1.0 / (2 * p))
     return EwaldParameters(smearing, k_cutoff, min(mesh_spacing, math.pi / k_cutoff))
