@@ -15,7 +15,10 @@ import venv
 from importlib import metadata
 from pathlib import Path
 
+import ase.io
 import pytest
+from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SITE_PACKAGES = Path(sysconfig.get_path("purelib"))
@@ -365,3 +368,44 @@ def test_torchrun(tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     result = run(sys.executable, *launcher, script, cwd=tmp_path)
     assert sorted(result.stdout.split("\n")) == ["", "0 metatrain_lorem", "1 metatrain_lorem"]
+
+
+@pytest.mark.slow
+def test_commands_of_metatrain(tmp_path):
+    """Train, export, evaluate, restart and fine-tune, each in a process of its own."""
+    frames = []
+    for i in range(8):
+        water = molecule("H2O")
+        water.rattle(0.05, seed=i)
+        results = {"energy": -14.0 + 0.1 * i, "forces": water.positions - water.positions.mean(0)}
+        water.calc = SinglePointCalculator(water, **results)
+        frames.append(water)
+    ase.io.write(tmp_path / "water.xyz", frames)
+
+    size = "{num_features: 8, num_spherical_features: 2, num_radial: 4, max_degree: 2}"
+    data = """
+  systems: {read_from: water.xyz, length_unit: angstrom}
+  targets: {energy: {key: energy, unit: eV}}
+"""
+
+    def options(name, training):
+        architecture = f"{{name: lorem, model: {size}, training: {training}}}"
+        text = f"architecture: {architecture}\ntraining_set:{data}validation_set: 0.25\n"
+        (tmp_path / name).write_text(text)
+
+    options("train.yaml", "{num_epochs: 1, batch_size: 2}")
+    options("restart.yaml", "{num_epochs: 2, batch_size: 2}")
+    options("finetune.yaml", "{num_epochs: 1, batch_size: 2, finetune: {read_from: model.ckpt}}")
+    (tmp_path / "eval.yaml").write_text(data)
+
+    def mtt(*arguments):
+        return run(sys.executable, "-m", "metatrain", *arguments, cwd=tmp_path).stdout
+
+    mtt("train", "train.yaml")
+    mtt("export", "model.ckpt", "-o", "exported.pt")
+    assert "energy RMSE" in mtt("eval", "exported.pt", "eval.yaml")
+    log = mtt("train", "restart.yaml", "--restart", "model.ckpt", "-o", "restarted.pt")
+    assert "Restarting training from 'model.ckpt'" in log
+    log = mtt("train", "finetune.yaml", "-o", "finetuned.pt")
+    assert "Starting finetuning from 'model.ckpt'" in log
+    assert (tmp_path / "restarted.pt").exists() and (tmp_path / "finetuned.pt").exists()
