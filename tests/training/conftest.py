@@ -9,7 +9,7 @@ import ase.io
 import numpy as np
 import pytest
 import torch
-from ase.calculators.lj import LennardJones
+from ase.calculators.morse import MorsePotential
 from metatrain.utils.data import Dataset, DatasetInfo, get_atomic_types, get_dataset
 from metatrain.utils.hypers import init_with_defaults
 from metatrain.utils.loss import LossSpecification
@@ -39,7 +39,7 @@ def structures(number: int) -> list[ase.Atoms]:
         n = 3 + i % 4
         positions = grid[rng.permutation(8)[:n]] + rng.normal(scale=0.05, size=(n, 3))
         frame = ase.Atoms("HOHHOH"[:n], positions=positions)
-        frame.calc = LennardJones(sigma=1.2, rc=20.0)
+        frame.calc = MorsePotential(epsilon=0.5, r0=1.3, rho0=2.5)
         energy, forces = frame.get_potential_energy(), frame.get_forces()
         frame.calc = None
         frame.info["energy"] = energy - 3.0 * n

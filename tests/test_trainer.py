@@ -1,0 +1,285 @@
+"""The trainer as a whole; the fixture ``small`` is that of tests/training."""
+
+import importlib.util
+import logging
+import math
+import re
+from pathlib import Path
+
+import ase.io
+import pytest
+import torch
+from metatrain.utils.data import DiskDataset
+from metatrain.utils.data.writers import DiskDatasetWriter
+from metatrain.utils.io import model_from_checkpoint
+from torch.utils.data import Subset
+
+from metatrain_lorem.trainer import Trainer
+from metatrain_lorem.training import memory
+
+spec = importlib.util.spec_from_file_location(
+    "small_training", Path(__file__).parent / "training" / "conftest.py"
+)
+small_training = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(small_training)
+small = small_training.small
+
+
+def load(path):
+    return torch.load(path, weights_only=False, map_location="cpu")
+
+
+def progress(caplog) -> list[str]:
+    """The lines of errors in the log."""
+    return [message for message in caplog.messages if message.startswith("Epoch:")]
+
+
+def assert_same(a, b):
+    """Compare nested states to the last bit."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_restart_continues_as_if_never_stopped(small, tmp_path, caplog, num_workers, optimizer):
+    caplog.set_level(logging.INFO)
+    dataset, info = small.read(small.file)
+    train, valid = Subset(dataset, range(18)), Subset(dataset, range(18, 24))
+    hypers = {
+        "num_epochs": 4,
+        "num_workers": num_workers,
+        "optimizer": optimizer,
+        "checkpoint_interval": 1,
+        "rotational_augmentation": True,
+    }
+    model, trainer = small.new_model(info), small.new_trainer(**hypers)
+    small.fit(trainer, model, train, valid, tmp_path)
+    trainer.save_checkpoint(model, tmp_path / "uninterrupted.ckpt")
+    lines = progress(caplog)
+    assert len(lines) == 4
+
+    caplog.clear()
+    torch.manual_seed(99)  # `mtt train` draws another seed when the options give none
+    checkpoint = load(tmp_path / "model_1.ckpt")
+    model = model_from_checkpoint(checkpoint, context="restart").restart(info)
+    trainer = Trainer.load_checkpoint(checkpoint, trainer.hypers, "restart")
+    small.fit(trainer, model, train, valid, tmp_path)
+    trainer.save_checkpoint(model, tmp_path / "restarted.ckpt")
+    assert progress(caplog) == lines[2:]
+
+    one, other = load(tmp_path / "uninterrupted.ckpt"), load(tmp_path / "restarted.ckpt")
+    for key in ("model_state_dict", "optimizer_states", "best_model_state_dict"):
+        assert_same(one[key], other[key])
+    assert (one["best_metric"], one["best_epoch"]) == (other["best_metric"], other["best_epoch"])
+
+
+def test_order_differs_between_epochs_and_seeds(small, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    dataset, info = small.read(small.file)
+    lines = []
+    for seed in (0, 1):
+        caplog.clear()
+        model, trainer = small.new_model(info), small.new_trainer(num_epochs=1)
+        trainer.seed = seed
+        small.fit(trainer, model, dataset, dataset, tmp_path)
+        lines.append(progress(caplog))
+    assert lines[0] != lines[1]
+
+
+def test_best_model_is_kept(small, tmp_path):
+    """With a learning rate that destroys the model, the first epoch is the best."""
+    dataset, info = small.read(small.file)
+    model = small.new_model(info)
+    trainer = small.new_trainer(num_epochs=3, learning_rate=0.5, best_model_metric="loss")
+    small.fit(trainer, model, dataset, dataset, tmp_path)
+    trainer.save_checkpoint(model, tmp_path / "model.ckpt")
+    checkpoint = load(tmp_path / "model.ckpt")
+    best = checkpoint["best_epoch"]
+    assert best < 2
+    first = small.new_trainer(num_epochs=3, learning_rate=0.5, best_model_metric="loss")
+    first.hypers["checkpoint_interval"] = 1
+    small.fit(first, small.new_model(info), dataset, dataset, tmp_path)
+    saved = load(tmp_path / f"model_{best}.ckpt")["model_state_dict"]
+    for name, _ in model.named_parameters():
+        assert torch.equal(saved[name], checkpoint["best_model_state_dict"][name])
+
+
+def test_fitting_reduces_the_errors(small, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    dataset, info = small.read(small.file)
+    trainer = small.new_trainer(num_epochs=10, learning_rate=1e-2)
+    small.fit(trainer, small.new_model(info), dataset, dataset, tmp_path)
+    losses = [float(re.search(r"validation loss: (\S+)", line)[1]) for line in progress(caplog)]
+    assert losses[-1] < 0.5 * losses[0]
+    assert any(re.search(r"s per epoch, about 0:00:\d\d left", line) for line in caplog.messages)
+
+
+def test_interrupted_writing_keeps_the_old_checkpoint(small, tmp_path, monkeypatch):
+    dataset, info = small.read(small.file)
+    model, trainer = small.new_model(info), small.new_trainer(num_epochs=0)
+    small.fit(trainer, model, dataset, dataset, tmp_path)
+    path = tmp_path / "model.ckpt"
+    trainer.save_checkpoint(model, path)
+    content = path.read_bytes()
+
+    def stop_half_way(checkpoint, file):
+        file.write(content[: len(content) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", stop_half_way)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.save_checkpoint(model, path)
+    assert path.read_bytes() == content
+    assert [p.name for p in tmp_path.glob("*.ckpt")] == ["model.ckpt"]
+
+
+def test_only_model_checkpoints_in_the_folder(small, tmp_path):
+    """``mtt train --restart auto`` takes the newest ``*.ckpt``, so there must be no others."""
+    dataset, info = small.read(small.file)
+    trainer = small.new_trainer(num_epochs=1)
+    small.fit(trainer, small.new_model(info), dataset, dataset, tmp_path)
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["model_0.ckpt"]
+
+
+def test_checkpoint_of_a_newer_version():
+    with pytest.raises(RuntimeError, match="using trainer version 2, while .* version is 1"):
+        Trainer.upgrade_checkpoint({"trainer_ckpt_version": 2})
+
+
+def relabelled(small, tmp_path, change) -> Path:
+    """The small file after a change to its structures."""
+    frames = small.structures(24)
+    change(frames)
+    path = tmp_path / "changed.xyz"
+    ase.io.write(path, frames)
+    return path
+
+
+def test_infinite_loss_names_the_batch_and_keeps_the_checkpoint(small, tmp_path):
+    def change(frames):
+        frames[13].info["energy"] = 1e200
+
+    hypers = {"num_epochs": 1, "atomic_baseline": {"energy": 0.0}, "scale_targets": False}
+    dataset, info = small.read(small.file)
+    model = small.new_model(info)
+    small.fit(small.new_trainer(**hypers), model, dataset, dataset, tmp_path)
+    checkpoint = (tmp_path / "model_0.ckpt").read_bytes()
+
+    bad, _ = small.read(relabelled(small, tmp_path, change))
+    trainer = Trainer.load_checkpoint(
+        load(tmp_path / "model_0.ckpt"),
+        small.new_trainer(**{**hypers, "num_epochs": 3}).hypers,
+        "restart",
+    )
+    # structure 13 of the file has index 3 in the subset
+    with pytest.raises(FloatingPointError, match="loss is NaN or infinite") as error:
+        small.fit(trainer, model, Subset(bad, range(10, 24)), dataset, tmp_path)
+    named = [int(i) for i in re.search(r"\[(.*)\]", str(error.value))[1].split(", ")]
+    assert 13 in named
+    assert len(named) == 4
+    assert (tmp_path / "model_0.ckpt").read_bytes() == checkpoint
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_infinite_label(small, tmp_path):
+    def change(frames):
+        frames[20].arrays["forces"][1, 2] = math.inf
+
+    bad, info = small.read(relabelled(small, tmp_path, change))
+    with pytest.raises(ValueError, match=r"'energy' has an infinite label .* structure 20 of the"):
+        small.fit(
+            small.new_trainer(), small.new_model(info), Subset(bad, range(5, 24)), bad, tmp_path
+        )
+
+
+def test_missing_labels_are_counted_and_do_no_harm(small, tmp_path, caplog):
+    def change(frames):
+        for frame in frames[:6]:
+            frame.info["energy"] = math.nan
+        frames[7].arrays["forces"][:] = math.nan
+
+    caplog.set_level(logging.INFO)
+    dataset, info = small.read(relabelled(small, tmp_path, change))
+    model = small.new_model(info)
+    small.fit(small.new_trainer(), model, dataset, dataset, tmp_path)
+    atoms = len(small.structures(24)[7])
+    total = 3 * sum(len(frame) for frame in small.structures(24))
+    message = f"6 of 24 of energy, {3 * atoms} of {total} of energy positions gradients"
+    assert any(message in line for line in caplog.messages)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_all_labels_missing(small, tmp_path):
+    def change(frames):
+        for frame in frames:
+            frame.info["energy"] = math.nan
+
+    dataset, info = small.read(relabelled(small, tmp_path, change))
+    with pytest.raises(ValueError, match="All 24 labels of 'energy' in the training set"):
+        small.fit(small.new_trainer(), small.new_model(info), dataset, dataset, tmp_path)
+
+
+def test_data_sets_with_different_targets(small, tmp_path):
+    """Each target is trained by the data sets that have it."""
+    both, info = small.read(small.file)
+    options = small.dataset_options(small.file)
+    options["targets"]["energy"]["forces"] = False
+    energies = small_training.get_dataset(options)[0]
+    model, trainer = small.new_model(info), small.new_trainer(num_epochs=2)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trainer.train(
+        model,
+        torch.float64,
+        [torch.device("cpu")],
+        [both, energies],
+        [both, energies],
+        str(tmp_path),
+    )
+    assert trainer.epoch == 1
+    assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_batches_by_number_of_atoms_from_disk(small, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    dataset, info = small.read(small.file)
+    writer = DiskDatasetWriter(str(tmp_path / "small.zip"))
+    for sample in dataset:
+        writer.write([sample.system], {"energy": sample.energy})
+    writer.finish()
+    on_disk = DiskDataset(str(tmp_path / "small.zip"), fields=["energy"])
+    trainer = small.new_trainer(max_atoms_per_batch=12)
+    small.fit(trainer, small.new_model(info), on_disk, on_disk, tmp_path)
+    batches = int(re.search(r"(\d+) batches each", caplog.text)[1])
+    atoms = sum(len(frame) for frame in small.structures(24))
+    assert math.ceil(atoms / 12) <= batches < 24
+
+
+def test_batch_larger_than_the_training_set(small, tmp_path):
+    dataset, info = small.read(small.file)
+    with pytest.raises(ValueError, match=r"fewer samples \(24\) than the batch size \(25\)"):
+        small.fit(
+            small.new_trainer(batch_size=25), small.new_model(info), dataset, dataset, tmp_path
+        )
+
+
+def test_too_little_memory(small, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    dataset, info = small.read(small.file)
+    model = small.new_model(info)
+    small.fit(small.new_trainer(num_epochs=0), model, dataset, dataset, tmp_path)
+    number = re.search(r"Estimated memory of the largest training batch: (\S+) MB", caplog.text)[1]
+    monkeypatch.setattr(memory, "available_memory", lambda device: float(number) * 1e6 * 0.9)
+    with pytest.raises(RuntimeError, match="needs more than .* Reduce `batch_size`"):
+        small.fit(small.new_trainer(num_epochs=1), model, dataset, dataset, tmp_path)
+    assert not list(tmp_path.glob("*.ckpt"))
