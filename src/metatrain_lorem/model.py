@@ -61,7 +61,11 @@ class Lorem(ModelInterface[ModelHypers]):
         }
     )
 
-    component_labels: dict[str, list[list[Labels]]]  # TorchScript can't infer nested lists
+    # for TorchScript, which can't infer the types of empty containers
+    last_layer_parameter_names: Dict[str, List[str]]
+    key_labels: Dict[str, Labels]
+    component_labels: Dict[str, List[List[Labels]]]
+    property_labels: Dict[str, List[Labels]]
 
     def __init__(self, hypers: ModelHypers, dataset_info: DatasetInfo) -> None:
         super().__init__(hypers, dataset_info, self.__default_metadata__)
@@ -123,10 +127,10 @@ class Lorem(ModelInterface[ModelHypers]):
             "feature": ModelOutput(sample_kind="atom", description="scalar features of atoms")
         }
         self.heads = torch.nn.ModuleDict()
-        self.last_layer_parameter_names: dict[str, list[str]] = {}  # for LLPR
-        self.key_labels: dict[str, Labels] = {}
+        self.last_layer_parameter_names = {}  # for LLPR
+        self.key_labels = {}
         self.component_labels = {}
-        self.property_labels: dict[str, list[Labels]] = {}
+        self.property_labels = {}
         for name, target in densify_atomic_basis_dataset_info(dataset_info).targets.items():
             self._add_target(name, target)
 
@@ -417,9 +421,9 @@ def _check_hypers(hypers: ModelHypers) -> None:
             f"({hypers['max_degree']})"
         )
     accuracy = hypers["long_range"]["accuracy"]
-    if not 1e-15 <= accuracy <= 1e-2:
+    if not 1e-12 <= accuracy <= 1e-2:
         raise ValueError(
-            f"architecture.model.long_range.accuracy: {accuracy} is not between 1e-15 and 1e-2"
+            f"architecture.model.long_range.accuracy: {accuracy} is not between 1e-12 and 1e-2"
         )
 
 

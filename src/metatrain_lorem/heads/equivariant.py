@@ -3,7 +3,7 @@ r"""Equivariant bases that turn invariant coefficients into tensors of any kind.
 import torch
 
 from ..nn.clebsch_gordan import clebsch_gordan
-from ..nn.constants import from_bits, to_bits
+from ..nn.constants import join_constants, split_constants
 from ..nn.tensor_dense import DegreeLinear, TensorProduct
 
 
@@ -110,7 +110,7 @@ class TensorBasis(torch.nn.Module):
             self.bases.append(SphericalBasis(degree, odd, max_degree, num_channels))
         self.num_tensors = sum(basis.num_tensors for basis in self.bases)
         coupling = torch.cat(couplings) if couplings else torch.zeros(0)
-        self.register_buffer("coupling", to_bits(coupling), persistent=False)
+        self.register_buffer("coupling", split_constants(coupling), persistent=False)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """
@@ -123,7 +123,7 @@ class TensorBasis(torch.nn.Module):
             tensor = basis(features)
             if self.rank == 2:
                 stop = start + tensor.shape[1]
-                coupling = from_bits(self.coupling[start:stop], tensor.dtype)
+                coupling = join_constants(self.coupling[:, start:stop], tensor.dtype)
                 tensor = torch.einsum("nmc,mk->nkc", tensor, coupling)
                 start = stop
             tensors.append(tensor)

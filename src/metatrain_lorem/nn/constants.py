@@ -1,26 +1,26 @@
 r"""Constants that keep their double precision when a model is cast to single and back.
 
 ``Module.to(dtype)`` rounds floating-point buffers for good: a model trained in single precision and
-evaluated in double would have Clebsch-Gordan coefficients with errors of 1e-8. Buffers of integers
-are left alone, so constants are stored by their bits.
+evaluated in double would have Clebsch-Gordan coefficients with errors of 1e-8. A constant is
+therefore stored as the sum of two numbers that single precision holds exactly.
 """
 
 import torch
 
 
-def to_bits(constants: torch.Tensor) -> torch.Tensor:
+def split_constants(constants: torch.Tensor) -> torch.Tensor:
     """
     :param constants: float64
-    :return: int64 of the same shape, for a buffer
+    :return: their rounded values and the remainders, stacked in front, for a buffer
     """
-    return constants.to(torch.float64).view(dtype=torch.int64)
+    rounded = constants.to(torch.float32).to(torch.float64)
+    return torch.stack([rounded, constants - rounded])
 
 
-def from_bits(bits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def join_constants(parts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """
-    :param bits: from :func:`to_bits`
+    :param parts: from :func:`split_constants`
     :param dtype: wanted floating-point type
-    :return: the constants
+    :return: the constants, to 48 bits in float64
     """
-    # by keyword: TorchScript takes a positional type for a size
-    return bits.view(dtype=torch.float64).to(dtype)
+    return parts[0].to(dtype) + parts[1].to(dtype)

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from .constants import from_bits, to_bits
+from .constants import join_constants, split_constants
 
 CUTOFF_FUNCTIONS = ("cosine", "smooth")
 RADIAL_BASES = ("bernstein", "bessel")
@@ -52,7 +52,7 @@ class RadialBasis(torch.nn.Module):
             [math.comb(num_radial - 1, n) for n in range(num_radial)], dtype=torch.float64
         )
         self.register_buffer("powers", torch.arange(num_radial), persistent=False)
-        self.register_buffer("binomials", to_bits(binomials), persistent=False)
+        self.register_buffer("binomials", split_constants(binomials), persistent=False)
 
     def forward(self, distances: torch.Tensor) -> torch.Tensor:
         """
@@ -62,7 +62,7 @@ class RadialBasis(torch.nn.Module):
         u = (distances / self.cutoff).clamp(max=1.0).unsqueeze(-1)
         powers = self.powers.to(distances.dtype)
         if self.radial_basis == "bernstein":
-            binomials = from_bits(self.binomials, distances.dtype)
+            binomials = join_constants(self.binomials, distances.dtype)
             basis = binomials * u**powers * (1.0 - u) ** powers.flip(0)
         else:
             basis = (

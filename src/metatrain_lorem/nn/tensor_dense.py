@@ -3,7 +3,7 @@ r"""Equivariant linear maps and tensor products of spherical features."""
 import torch
 
 from .clebsch_gordan import clebsch_gordan
-from .constants import from_bits, to_bits
+from .constants import join_constants, split_constants
 from .mlp import lecun_normal_
 from .spherical import degrees_of_components
 
@@ -80,7 +80,7 @@ class TensorProduct(torch.nn.Module):
                     lecun_normal_(block, len(rows))
                     self.weight[rows] = block
         self.register_buffer("entries", torch.cat(entries, dim=1), persistent=False)
-        self.register_buffer("values", to_bits(torch.cat(values)), persistent=False)
+        self.register_buffer("values", split_constants(torch.cat(values)), persistent=False)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """
@@ -90,7 +90,7 @@ class TensorProduct(torch.nn.Module):
         """
         size1, size2, size3 = self.sizes[0], self.sizes[1], self.sizes[2]
         channels = self.weight.shape[1]
-        values = from_bits(self.values, x.dtype).unsqueeze(-1)
+        values = join_constants(self.values, x.dtype).unsqueeze(-1)
         weighted = self.weight[self.entries[1]] * values
         table = torch.zeros(size1 * size2 * size3, channels, dtype=x.dtype, device=x.device)
         table = table.index_add(0, self.entries[0], weighted)
