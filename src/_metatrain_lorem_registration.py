@@ -6,9 +6,11 @@ architecture. ``metatrain_lorem.pth`` imports this module whenever Python starts
 
 * ``metatrain.lorem`` and its submodules *are* the modules of ``metatrain_lorem``, the same
   objects under a second name;
-* ``metatrain.utils.architectures`` lists ``lorem``.
+* ``metatrain.utils.architectures`` lists ``lorem``;
+* under ``torchrun``, which metatrain does not know, one process writes the files of ``mtt train``
+  and all draw the same default seed.
 
-Both happen when metatrain is imported. Before that nothing but :py:mod:`sys` may be touched
+All this happens when metatrain is imported. Before that nothing but :py:mod:`sys` may be touched
 here: every Python of the environment pays for this file, with or without metatrain.
 """
 
@@ -17,6 +19,7 @@ import sys
 ALIAS = "metatrain.lorem"
 PACKAGE = "metatrain_lorem"
 REGISTRY = "metatrain.utils.architectures"
+RANKS = "metatrain.utils.distributed.logging"
 REGISTRY_FUNCTIONS = ("find_all_architectures", "get_architecture_path")
 
 
@@ -37,9 +40,11 @@ class LoremFinder:
         if name == ALIAS or name.startswith(ALIAS + "."):
             return _alias_spec(name)
         if name == "metatrain":
-            action = _warn_of_obstacle
+            action = _prepare_metatrain
         elif name == REGISTRY:
             action = _list_lorem
+        elif name == RANKS:
+            action = _write_from_one_process
         else:
             return None
         spec = _spec_from_others(name, path)
@@ -143,6 +148,15 @@ def _obstacle():
     )
 
 
+def _prepare_metatrain(metatrain):
+    """What is to be done on import of metatrain.
+
+    :param metatrain: the module, just executed
+    """
+    _warn_of_obstacle(metatrain)
+    _share_default_seed(metatrain)
+
+
 def _warn_of_obstacle(metatrain):
     """Say on import of metatrain that ``mtt`` will not know ``lorem``.
 
@@ -187,6 +201,39 @@ def _list_lorem(registry):
 
     registry.find_all_architectures = find_all_architectures
     registry.get_architecture_path = get_architecture_path
+
+
+def _share_default_seed(metatrain):
+    """Give the processes of a distributed run one default seed, hence one split of the data.
+
+    metatrain draws ``RANDOM_SEED`` in each process, for options that set no ``seed``.
+
+    :param metatrain: the module, just executed
+    """
+    import os
+
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        run = os.environ["TORCHELASTIC_RUN_ID"] + os.environ.get("MASTER_PORT", "")
+    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
+        run = os.environ.get("SLURM_JOB_ID", "")
+    else:
+        return
+    if hasattr(metatrain, "RANDOM_SEED"):
+        import zlib
+
+        metatrain.RANDOM_SEED = zlib.crc32(run.encode())
+
+
+def _write_from_one_process(ranks):
+    """Let ``mtt`` write its folder, log and model from one process of ``torchrun``.
+
+    :param ranks: the module, just executed, which knows the ranks of SLURM only
+    """
+    import os
+
+    # within a SLURM job, torchrun's processes share the rank that SLURM gave to their launcher
+    if "TORCHELASTIC_RUN_ID" in os.environ and hasattr(ranks, "is_main_process"):
+        ranks.is_main_process = lambda: os.environ.get("RANK", "0") == "0"
 
 
 sys.meta_path.insert(0, LoremFinder)

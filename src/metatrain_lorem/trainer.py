@@ -67,7 +67,11 @@ class Trainer(TrainerInterface[TrainerHypers]):
         :raises RuntimeError: if the memory does not suffice
         """
         processes = start_processes(devices, self.hypers["distributed_port"])
-        logging.info(f"Training in {dtype} on {processes.size} device(s): {processes.device}")
+        logging.info(
+            f"Training in {dtype} on {processes.size} processes, this one on {processes.device}"
+            if processes.is_distributed
+            else f"Training in {dtype} on {processes.device}"
+        )
         processes.check_same_split(train_datasets + val_datasets)
         num_atoms = _check_data(model, train_datasets, val_datasets, processes)
 
