@@ -56,7 +56,9 @@ def make_batch(structures, charges, cutoff):
     :param charges: for each structure an array of shape [n, C]
     :param cutoff: radius of the full neighbor list
     """
-    parts = {key: [] for key in ["centers", "neighbors", "shifts", "index"]}
+    no_pairs = np.zeros(0, dtype=int)
+    parts = {"centers": [no_pairs], "neighbors": [no_pairs], "shifts": [np.zeros((0, 3))]}
+    parts["index"] = []
     start = 0
     for number, atoms in enumerate(structures):
         if len(atoms) > 0:
@@ -123,7 +125,7 @@ def random_charges():
 
 @pytest.fixture
 def mixed_structures():
-    """Isolated, slab, periodic; one atom and none among them."""
+    """Isolated, slab, periodic; one atom and none among them; similar and different sizes."""
     return [
         make_random_structure(7, [True] * 3, 1),
         make_random_structure(12, [False] * 3, 2),
@@ -134,4 +136,7 @@ def mixed_structures():
         make_random_structure(3, [False] * 3, 5),
         ase.Atoms("H", positions=[[0.3, 0.2, 0.1]], pbc=True, cell=np.eye(3) * 3.0),
         make_random_structure(9, [True, True, False], 6),
+        make_random_structure(10, [False] * 3, 7),
+        make_random_structure(6, [True] * 3, 8),
+        make_random_structure(8, [True] * 3, 9),
     ]

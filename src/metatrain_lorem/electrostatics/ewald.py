@@ -97,7 +97,7 @@ def slab_potentials(
     sums = torch.zeros((heights.size(0), 2), dtype=z.dtype, device=z.device)
     ones_and_z = torch.cat([torch.ones_like(z), z], dim=1).detach()
     sums = sums.index_add(0, system_index, ones_and_z)
-    z = z - (sums[:, 1:] / sums[:, :1].clamp(min=1.0))[system_index]
+    z = z - (sums[:, 1:] / sums[:, :1])[system_index]
 
     moments = torch.cat([charges, charges * z, charges * z * z], dim=1)
     total = torch.zeros((heights.size(0), moments.size(1)), dtype=z.dtype, device=z.device)
@@ -175,18 +175,6 @@ def plane_wave_potentials(
     return potentials
 
 
-def fractional_positions(positions: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-    """
-    Positions in units of the cell vectors, folded into [-1/2, 1/2] to keep phases small.
-
-    :param positions: shape [..., n, 3], Angstrom
-    :param cells: shape [..., 3, 3], Angstrom
-    :return: shape [..., n, 3]
-    """
-    fractions = positions @ torch.linalg.inv(cells)
-    return fractions - torch.round(fractions).detach()
-
-
 def ewald_potentials(
     charges: torch.Tensor,
     positions: torch.Tensor,
@@ -253,7 +241,9 @@ def ewald_potentials(
             weights = 8.0 * math.pi * torch.exp(-0.5 * smearing**2 * k_squared) / k_squared
             weights = weights * wave_mask / torch.det(cell).abs().unsqueeze(-1)
             q = charges[atoms] * atom_mask.unsqueeze(-1).to(charges.dtype)
-            fractions = fractional_positions(positions[atoms], cell)
+            r = positions[atoms]
+            # far from the origin phases lose digits; the choice of origin has no derivative
+            fractions = (r - r[:, :1].detach()) @ torch.linalg.inv(cell)
             v = torch.zeros_like(q)
             rows = max(1, max_phases // (atoms.size(0) * atoms.size(1)))
             for start in range(0, waves.size(1), rows):

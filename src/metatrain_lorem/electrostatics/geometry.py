@@ -141,7 +141,7 @@ def batch_geometry(
         thickness = slab_thickness(positions, normals, system_index)
         norms = torch.linalg.vector_norm(cells, dim=-1)
         columns = [pbc.to(dtype), norms, torch.stack([volumes, thickness, counts], dim=1)]
-        table: list[list[float]] = torch.cat(columns, dim=1).double().cpu().tolist()
+        table: list[list[float]] = torch.cat(columns, dim=1).cpu().double().tolist()
 
     dimensions: list[int] = []
     numbers: list[int] = []

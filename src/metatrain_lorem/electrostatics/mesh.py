@@ -96,7 +96,7 @@ def influence_function(
     )
     k_squared = (k * k).sum(dim=-1)
     zero = (x == 0).view(-1, 1, 1) & (y == 0).view(1, -1, 1) & (z == 0).view(1, 1, -1)
-    # an infinite k gives an exact zero, in every derivative too
+    # a huge k gives an exact zero, in every derivative too
     k_squared = k_squared.masked_fill(zero, 1e30)
     gaussian = 4.0 * math.pi * torch.exp(-0.5 * smearing**2 * k_squared) / k_squared
     return (

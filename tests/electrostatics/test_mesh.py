@@ -1,0 +1,36 @@
+"""Pieces of the mesh solver."""
+
+import math
+
+import pytest
+import torch
+from scipy.interpolate import BSpline
+
+from metatrain_lorem.electrostatics.mesh import axis_influence, smooth_size, spline_weights
+
+
+@pytest.mark.parametrize("order", [2, 5, 6, 12])
+def test_spline_weights(order):
+    offsets = torch.linspace(0.0, 0.99, 12, dtype=torch.float64)
+    weights = spline_weights(offsets, order)
+    spline = BSpline.basis_element(range(order + 1), extrapolate=False)
+    expected = spline(offsets.unsqueeze(1) + torch.arange(order))
+    torch.testing.assert_close(weights, torch.tensor(expected), rtol=1e-12, atol=1e-14)
+
+
+def test_axis_influence():
+    """Against the sum over aliases of the Fourier transform of the spline, written out."""
+    size, order = 10, 6
+    integers = torch.tensor([0.0, 1.0, -3.0, 5.0], dtype=torch.float64)
+    aliases = integers.unsqueeze(1) / size + torch.arange(-60, 61)
+    squared = torch.sinc(aliases) ** (2 * order)
+    own = torch.sinc(integers / size) ** (2 * order)
+    torch.testing.assert_close(
+        axis_influence(integers, size, order), own / squared.sum(dim=1) ** 2, rtol=1e-12, atol=0.0
+    )
+
+
+def test_smooth_sizes():
+    smooth = {2**a * 3**b * 5**c for a in range(9) for b in range(6) for c in range(4)}
+    for minimum in [0.3, 1.0, 6.5, 7.0, 11.2, 49.0, 121.5, 250.0]:
+        assert smooth_size(minimum) == min(n for n in smooth if n >= math.ceil(minimum))
