@@ -88,7 +88,12 @@ class _AliasLoader:
             raise RuntimeError(obstacle)
         # importlib hands out what it finds in sys.modules after this call
         name = module.__spec__.name
-        sys.modules[name] = importlib.import_module(_name_in_package(name))
+        try:
+            sys.modules[name] = importlib.import_module(_name_in_package(name))
+        except ImportError as error:
+            if error.name is None or error.name.split(".")[0] != "metatrain":
+                raise
+            raise RuntimeError(_misfit(f"has moved what it uses ({error})")) from error
 
 
 def _name_in_package(name):
@@ -136,25 +141,23 @@ def _obstacle():
         reason = f"has no {' or no '.join(REGISTRY_FUNCTIONS)} in {REGISTRY}"
     else:
         return None
+    return _misfit(reason)
 
+
+def _misfit(reason):
+    """Message that names the versions and the way out.
+
+    :param reason: what is wrong with the installed metatrain
+    """
     from importlib.metadata import requires, version
 
+    installed = getattr(sys.modules["metatrain"], "__version__", "(unknown version)")
     needed = next(r for r in requires("metatrain-lorem") if r.startswith("metatrain<"))
     return (
         f"metatrain-lorem {version('metatrain-lorem')} cannot register its architecture 'lorem': "
-        f"the installed metatrain {getattr(metatrain, '__version__', '(unknown version)')} "
-        f"{reason}. Install a version that it was tested with (`pip install '{needed}'`), "
-        "a newer metatrain-lorem, or uninstall metatrain-lorem."
+        f"the installed metatrain {installed} {reason}. Install a version that it was tested with "
+        f"(`pip install '{needed}'`), a newer metatrain-lorem, or uninstall metatrain-lorem."
     )
-
-
-def _prepare_metatrain(metatrain):
-    """What is to be done on import of metatrain.
-
-    :param metatrain: the module, just executed
-    """
-    _warn_of_obstacle(metatrain)
-    _share_default_seed(metatrain)
 
 
 def _warn_of_obstacle(metatrain):

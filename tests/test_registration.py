@@ -258,6 +258,14 @@ def test_later_metatrain_with_other_internals(bare, tmp_path, modules):
     assert result.stderr.count("UserWarning") == 1
 
 
+def test_later_metatrain_without_a_function_of_the_model(bare, tmp_path):
+    other = write_package(tmp_path, utils="", utils__architectures=REGISTRY, utils__hypers="")
+    (tmp_path / "metatrain_lorem.py").write_text("from metatrain.utils.hypers import moved")
+    message = message_of_import(bare, other)
+    assert re.search(VERSIONS, message)
+    assert "cannot import name 'moved' from 'metatrain.utils.hypers'" in message
+
+
 def test_folder_left_behind_by_another_version_is_no_clash(bare, tmp_path):
     left = write_package(tmp_path, utils="", utils__architectures=REGISTRY)
     (tmp_path / "metatrain" / "lorem").mkdir()
