@@ -160,6 +160,15 @@ def _misfit(reason):
     )
 
 
+def _prepare_metatrain(metatrain):
+    """What is to be done on import of metatrain.
+
+    :param metatrain: the module, just executed
+    """
+    _warn_of_obstacle(metatrain)
+    _share_default_seed(metatrain)
+
+
 def _warn_of_obstacle(metatrain):
     """Say on import of metatrain that ``mtt`` will not know ``lorem``.
 
