@@ -31,9 +31,10 @@ def check_memory(run: Callable[[], None], scale: float, fixed: int, device: torc
             f"A training step needs more than the {_readable(free)} of memory that are free on "
             f"{device}. {ADVICE}"
         ) from error
+    # the backward pass adds temporaries, some ten per cent to a half of this
     logging.info(
-        f"Estimated memory of the largest training batch: {_readable(scale * saved + fixed)} on "
-        f"{device}" + ("" if free is None else f", of {_readable(free)} free")
+        f"The largest training batch needs at least {_readable(scale * saved + fixed)} of memory "
+        f"on {device}" + ("" if free is None else f", where {_readable(free)} are free")
     )
 
 
