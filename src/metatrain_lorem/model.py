@@ -57,7 +57,7 @@ class Lorem(ModelInterface[ModelHypers]):
     __default_metadata__ = ModelMetadata(
         references={
             "architecture": ["LOREM: https://arxiv.org/abs/2507.19382"],
-            "implementation": ["torch-pme: https://doi.org/10.1063/5.0251713"],
+            "implementation": ["P3M: https://doi.org/10.1063/1.477414"],
         }
     )
 
