@@ -1,6 +1,22 @@
+import copy
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
+import ase
+import numpy as np
 import pytest
+import torch
+from metatomic.torch import ModelOutput, System, systems_to_torch
+from metatrain.utils.architectures import get_default_hypers
+from metatrain.utils.data import DatasetInfo, TargetInfo
+from metatrain.utils.data.target_info import get_energy_target_info
+from metatrain.utils.neighbor_lists import (
+    get_requested_neighbor_lists,
+    get_system_with_neighbor_lists,
+)
+
+from metatrain_lorem.model import Lorem
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -12,3 +28,94 @@ def shared():
     if not folder.is_dir():
         pytest.skip(f"needs reference data that is not shipped: no folder {folder}")
     return folder
+
+
+SMALL = {
+    "cutoff": 4.0,
+    "num_radial": 8,
+    "num_features": 16,
+    "num_spherical_features": 4,
+    "max_degree": 3,
+}
+
+
+def new_model(targets: dict[str, TargetInfo] | None = None, long_range=(), **hypers) -> Lorem:
+    """A small model with reproducible random weights, for evaluation in double precision.
+
+    :param targets: targets, an energy by default
+    :param long_range: entries of ``long_range`` that differ from the defaults
+    :param hypers: other hyperparameters that differ from ``SMALL`` and the defaults
+    """
+    if targets is None:
+        targets = {"energy": get_energy_target_info("energy", {"unit": "eV"})}
+    all_hypers = copy.deepcopy(get_default_hypers("lorem")["model"])
+    all_hypers.update(SMALL)
+    all_hypers.update(hypers)
+    all_hypers["long_range"].update(long_range)
+    torch.manual_seed(0)
+    model = Lorem(all_hypers, DatasetInfo("angstrom", [1, 6, 7, 8], targets))
+    return model.to(torch.float64).eval()
+
+
+def systems(model, frames: list[ase.Atoms]) -> list[System]:
+    """Structures with the neighbour lists that a model asks for."""
+    with warnings.catch_warnings():
+        # ASE keeps the vectors of directions that are not periodic, metatomic drops them
+        warnings.filterwarnings("ignore", message=".*cell vectors will be set to zero")
+        converted = systems_to_torch(frames, dtype=torch.float64)
+    lists = get_requested_neighbor_lists(model)
+    return [get_system_with_neighbor_lists(system, lists) for system in converted]
+
+
+def values(
+    model,
+    frames: list[ase.Atoms],
+    output: str = "energy",
+    sample_kind: str = "system",
+    selected_atoms=None,
+) -> torch.Tensor:
+    """One output, which must have one block."""
+    outputs = {output: ModelOutput(sample_kind=sample_kind)}
+    with torch.no_grad():
+        return model(systems(model, frames), outputs, selected_atoms)[output].block().values
+
+
+def bulk() -> ase.Atoms:
+    """Six atoms in a triclinic cell about as long as the cutoff."""
+    cell = [[5.3, 0.2, -0.3], [0.9, 4.9, 0.4], [-0.5, 0.6, 5.1]]
+    frame = ase.Atoms("CNOHHC", scaled_positions=spread(6), cell=cell, pbc=True)
+    return with_close_pair(frame)
+
+
+def slab() -> ase.Atoms:
+    """Five atoms in a slab that is not periodic along its first, slanted vector."""
+    cell = [[9.0, 2.0, -1.0], [0.5, 4.7, 0.6], [-0.4, 0.3, 5.2]]
+    frame = ase.Atoms("OCNHH", scaled_positions=spread(5) * [0.4, 1, 1], cell=cell)
+    frame.pbc = [False, True, True]
+    return with_close_pair(frame)
+
+
+def molecule() -> ase.Atoms:
+    """Six atoms, one of them beyond the cutoff of all others."""
+    positions = 4.5 * spread(6)
+    positions[0] += [-8.0, 0.0, 0.0]
+    return with_close_pair(ase.Atoms("NCOHHC", positions))
+
+
+def spread(count: int) -> np.ndarray:
+    """Points in the unit cube without symmetry, none close to another."""
+    sites = np.array(list(np.ndindex(2, 2, 2)))[:count] * 0.5 + 0.1
+    return sites + np.random.default_rng(count).uniform(-0.08, 0.08, size=(count, 3))
+
+
+def with_close_pair(frame: ase.Atoms) -> ase.Atoms:
+    """Bring the third atom near the second, into the range of ZBL."""
+    frame.positions[2] = frame.positions[1] + [0.7, 0.5, -0.6]
+    return frame
+
+
+@pytest.fixture(scope="session")
+def lorem():
+    """Small models, their outputs, and structures of each kind of boundary."""
+    frames = {"bulk": bulk(), "slab": slab(), "molecule": molecule()}
+    return SimpleNamespace(new_model=new_model, systems=systems, values=values, frames=frames)

@@ -151,7 +151,9 @@ def mesh_potentials(
     mesh = mesh.index_add(0, index, (weights * charges.unsqueeze(1)).flatten(0, 1))
     mesh = mesh.transpose(0, 1).reshape([-1] + shape)
     waves = torch.fft.rfftn(mesh, dim=[1, 2, 3])
-    waves = waves * influence_function(cell, shape, smearing, order)
+    influence = influence_function(cell, shape, smearing, order)
+    # TorchScript cannot differentiate a product of complex and real numbers
+    waves = torch.view_as_complex(torch.view_as_real(waves) * influence.unsqueeze(-1))
     mesh = torch.fft.irfftn(waves, s=shape, dim=[1, 2, 3], norm="forward")
     mesh = mesh.flatten(1).transpose(0, 1)
     gathered = mesh.index_select(0, index).view(weights.size(0), -1, charges.size(1))

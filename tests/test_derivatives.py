@@ -1,0 +1,142 @@
+"""Forces and stresses against finite differences of the energy.
+
+The energy is summed with Ewald parameters that are integers of the cell, and its real-space part
+ends at the cutoff with a step of the size of ``accuracy``. The tests assert that neither the set of
+pairs nor that of k-vectors changes within a finite difference.
+"""
+
+import io
+import warnings
+
+import pytest
+import torch
+from metatomic.torch import ModelEvaluationOptions, ModelOutput, System, load_atomistic_model
+from metatrain.utils.neighbor_lists import (
+    get_requested_neighbor_lists,
+    get_system_with_neighbor_lists,
+)
+
+from metatrain_lorem.electrostatics.ewald import half_space_integers
+from metatrain_lorem.electrostatics.geometry import batch_geometry
+from metatrain_lorem.electrostatics.mesh import smooth_size
+
+MODELS = {
+    "long range": {},
+    "short range": {"long_range": {"enable": False}},
+    "message passing": {"num_message_passing": 1},
+    "scalar message passing": {"num_message_passing": 1, "equivariant_message_passing": False},
+    "ZBL": {"zbl": True},
+}
+# Five-point formula for the first derivative
+STEPS = torch.tensor([-2.0, -1.0, 1.0, 2.0], dtype=torch.float64)
+STRAIN = 0.01  # per Angstrom: larger strains change the set of k-vectors
+WEIGHTS = torch.tensor([1.0, -8.0, 8.0, -1.0], dtype=torch.float64) / 12.0
+
+
+def in_form(model, form, folder):
+    """A function of systems that returns their energies, in one of the forms of a model."""
+    outputs = {"energy": ModelOutput(unit="eV", sample_kind="system")}
+    if form == "exported":
+        model.export().save(str(folder / "model.pt"))
+        exported = load_atomistic_model(str(folder / "model.pt"))
+        options = ModelEvaluationOptions(length_unit="angstrom", outputs=outputs)
+        return lambda batch: exported(batch, options, check_consistency=True)["energy"][0].values
+    if form == "scripted":
+        file = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.jit.save(torch.jit.script(model), file)
+        file.seek(0)
+        scripted = torch.jit.load(file)
+        return lambda batch: scripted(batch, outputs, None)["energy"].block().values
+    return lambda batch: model(batch, outputs)["energy"].block().values
+
+
+def displaced(model, system, positions, strains):
+    """Copies of a system with other positions, and strained."""
+    copies = []
+    lists = get_requested_neighbor_lists(model)
+    for r, strain in zip(positions, strains, strict=True):
+        deformation = torch.eye(3, dtype=torch.float64) + strain
+        copy = System(system.types, r @ deformation, system.cell @ deformation, system.pbc)
+        copies.append(get_system_with_neighbor_lists(copy, lists))
+    return copies
+
+
+def integers_of_sums(model, batch):
+    """For each system what is summed over: pairs, k-vectors and the size of the mesh."""
+    pairs = [system.get_neighbor_list(model.requested_nl).samples.values for system in batch]
+    sums = [[{tuple(pair) for pair in p.tolist()}] for p in pairs]
+    if model.long_range is not None:
+        coulomb = model.long_range.coulomb
+        index = torch.arange(len(batch)).repeat_interleave(torch.tensor([len(s) for s in batch]))
+        geometry = batch_geometry(
+            torch.cat([system.positions.detach() for system in batch]),
+            torch.stack([system.cell.detach() for system in batch]),
+            torch.stack([system.pbc for system in batch]),
+            index,
+            coulomb.slab_height,
+        )
+        k, counts = half_space_integers(geometry.cells, geometry.lengths, coulomb.k_cutoff)
+        for i, of_system in enumerate(k.split(counts)):
+            sums[i].append({tuple(row) for row in of_system.tolist()})
+            sums[i].append([smooth_size(x / coulomb.mesh_spacing) for x in geometry.lengths[i]])
+    return sums
+
+
+def check_derivatives(model, energies, frame, lorem, step=1e-3):
+    """Compare all forces and the derivatives with respect to all nine strains."""
+    system = lorem.systems(model, [frame])[0]
+    n = len(system)
+    positions = system.positions.detach().requires_grad_(True)
+    strain = torch.zeros(3, 3, dtype=torch.float64, requires_grad=True)
+    energy = energies(displaced(model, system, [positions], [strain]))
+    gradients = torch.autograd.grad(energy.sum(), [positions, strain])
+
+    directions = torch.eye(3 * n + 9, dtype=torch.float64)
+    shifts = step * STEPS[:, None, None] * directions
+    shifts = shifts.reshape(-1, 3 * n + 9)
+    moved = positions.detach() + shifts[:, : 3 * n].reshape(-1, n, 3)
+    batch = displaced(model, system, moved, STRAIN * shifts[:, 3 * n :].reshape(-1, 3, 3))
+    reference = integers_of_sums(model, [system])[0]
+    assert all(sums == reference for sums in integers_of_sums(model, batch))
+    with torch.no_grad():
+        differences = WEIGHTS @ energies(batch).reshape(4, -1) / step
+    of_positions = differences[: 3 * n].reshape(n, 3)
+    of_strain = differences[3 * n :].reshape(3, 3) / STRAIN
+    for analytic, numerical in zip(gradients, (of_positions, of_strain), strict=True):
+        scale = analytic.pow(2).mean().sqrt()
+        assert scale > 1e-3
+        error = (analytic - numerical).abs().max() / scale
+        print(f"largest error relative to the rms: {error:.1e}")
+        assert error < 1e-6
+
+
+@pytest.mark.parametrize("boundary", ["bulk", "slab", "molecule"])
+@pytest.mark.parametrize("name", MODELS)
+def test_eager(lorem, name, boundary):
+    model = lorem.new_model(**MODELS[name])
+    check_derivatives(model, in_form(model, "eager", None), lorem.frames[boundary], lorem)
+
+
+@pytest.mark.parametrize("form", ["scripted", "exported"])
+@pytest.mark.parametrize("name", ["long range", "message passing", "ZBL"])
+def test_other_forms(lorem, tmp_path, name, form):
+    """One compilation serves all boundaries."""
+    model = lorem.new_model(**MODELS[name])
+    energies = in_form(model, form, tmp_path)
+    for boundary in ("bulk", "slab", "molecule"):
+        check_derivatives(model, energies, lorem.frames[boundary], lorem)
+
+
+@pytest.mark.parametrize("form", ["eager", "exported"])
+@pytest.mark.parametrize("name", ["long range", "message passing"])
+def test_mesh(lorem, tmp_path, name, form):
+    model = lorem.new_model(**MODELS[name])
+    frames = [lorem.frames["bulk"], lorem.frames["slab"]]
+    explicit = lorem.values(model, frames)
+    model.long_range.coulomb.mesh_threshold = 0
+    assert not torch.equal(lorem.values(model, frames), explicit)
+    energies = in_form(model, form, tmp_path)
+    for frame in frames:
+        check_derivatives(model, energies, frame, lorem)
