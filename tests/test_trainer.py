@@ -74,6 +74,7 @@ def test_restart_continues_as_if_never_stopped(small, tmp_path, caplog, num_work
     checkpoint = load(tmp_path / "model_1.ckpt")
     model = model_from_checkpoint(checkpoint, context="restart").restart(info)
     trainer = Trainer.load_checkpoint(checkpoint, trainer.hypers, "restart")
+    assert trainer.best_metric == checkpoint["best_metric"] < math.inf
     small.fit(trainer, model, train, valid, tmp_path)
     trainer.save_checkpoint(model, tmp_path / "restarted.ckpt")
     assert progress(caplog) == lines[2:]
@@ -203,7 +204,7 @@ def test_infinite_label(small, tmp_path):
         )
 
 
-def test_missing_labels_are_counted_and_do_no_harm(small, tmp_path, caplog):
+def test_missing_labels_are_counted_and_left_out(small, tmp_path, caplog):
     def change(frames):
         for frame in frames[:6]:
             frame.info["energy"] = math.nan
@@ -212,12 +213,34 @@ def test_missing_labels_are_counted_and_do_no_harm(small, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     dataset, info = small.read(relabelled(small, tmp_path, change))
     model = small.new_model(info)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
     small.fit(small.new_trainer(), model, dataset, dataset, tmp_path)
     atoms = len(small.structures(24)[7])
     total = 3 * sum(len(frame) for frame in small.structures(24))
     message = f"6 of 24 of energy, {3 * atoms} of {total} of energy positions gradients"
     assert any(message in line for line in caplog.messages)
-    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert not any("nan" in line for line in progress(caplog))
+    for name, parameter in model.named_parameters():
+        assert torch.isfinite(parameter).all()
+        assert not torch.equal(parameter, before[name]), name
+
+    complete = small.new_model(info)
+    known = Subset(dataset, range(6, 24))
+    small.fit(small.new_trainer(num_epochs=0), complete, known, known, tmp_path)
+    baselines = [
+        m.additive_models[0].model.weights["energy"].block().values for m in (model, complete)
+    ]
+    assert torch.isfinite(baselines[0]).all()
+    torch.testing.assert_close(*baselines)
+
+
+def test_empty_validation_set_takes_the_last_model(small, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    dataset, info = small.read(small.file)
+    trainer = small.new_trainer(num_epochs=3)
+    small.fit(trainer, small.new_model(info), dataset, Subset(dataset, []), tmp_path)
+    assert trainer.best_epoch == 2
+    assert "The validation set is empty: the last model counts as the best" in caplog.messages
 
 
 def test_all_labels_missing(small, tmp_path):

@@ -3,8 +3,6 @@
 import copy
 import logging
 import os
-import time
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,18 +12,18 @@ from metatrain.scaler import train_or_load_scaler
 from metatrain.utils.abc import ModelInterface, TrainerInterface
 from metatrain.utils.data import get_num_workers, validate_num_workers
 from metatrain.utils.io import check_file_extension
-from metatrain.utils.logging import ROOT_LOGGER, MetricLogger
 from metatrain.utils.metrics import get_selected_metric
 from torch.utils.data import Dataset
 
 from .trainer_hypers import TrainerHypers
 from .training.batches import TrainingBatches, ValidationBatches, build_collate
-from .training.datasets import check_labels, report_missing, share
+from .training.datasets import check_labels, report_missing, share, without_missing
 from .training.distributed import Processes, start_processes
 from .training.epoch import Evaluator, train_epoch, validation_epoch
 from .training.loss import GlobalLoss
 from .training.memory import check_memory
 from .training.optimizers import build_optimizers, load_states, set_learning_rate
+from .training.progress import ProgressLogger
 
 
 class Trainer(TrainerInterface[TrainerHypers]):
@@ -73,11 +71,11 @@ class Trainer(TrainerInterface[TrainerHypers]):
             else f"Training in {dtype} on {processes.device}"
         )
         processes.check_same_split(train_datasets + val_datasets)
-        num_atoms = _check_data(model, train_datasets, val_datasets, processes)
+        num_atoms, missing = _check_data(model, train_datasets, val_datasets, processes)
 
         self._continue_or_start(model, processes)
         _place(model, dtype, processes)
-        self._fit_baseline_and_scales(model, train_datasets, processes)
+        self._fit_baseline_and_scales(model, train_datasets, missing, processes)
 
         train_batches, val_batches = self._batches(model, train_datasets, val_datasets, processes)
         loss = GlobalLoss(targets=model.dataset_info.targets, config=self.hypers["loss"])
@@ -108,14 +106,20 @@ class Trainer(TrainerInterface[TrainerHypers]):
             self.seed = processes.from_first(torch.initial_seed() % 2**32)
 
     def _fit_baseline_and_scales(
-        self, model: ModelInterface, train_datasets: list[Dataset], processes: Processes
+        self,
+        model: ModelInterface,
+        train_datasets: list[Dataset],
+        missing: bool,
+        processes: Processes,
     ) -> None:
         """Fit the composition model and the scaler to targets that are new to them."""
         # No checkpoint_dir: `mtt train --restart auto` takes the newest *.ckpt there for ours
         train_or_load_composition_model(
             composition_model=model.additive_models[0],
             atomic_baseline=self.hypers["atomic_baseline"],
-            train_datasets=train_datasets,
+            train_datasets=without_missing(train_datasets, model.dataset_info.targets)
+            if missing
+            else train_datasets,
             other_additive_models=list(model.additive_models[1:]),
             batch_size=self.hypers["batch_size"],
             is_distributed=processes.is_distributed,
@@ -174,15 +178,18 @@ class Trainer(TrainerInterface[TrainerHypers]):
         """Log what the largest training batch needs; ``num_atoms`` is that of this share."""
         processes = evaluator.processes
         shares = share(train_datasets, processes.rank, processes.size)
-        largest = max(range(len(shares)), key=lambda k: max(num_atoms[k]))
-        atoms = max(num_atoms[largest])
         max_atoms = self.hypers["max_atoms_per_batch"]
         if max_atoms is None:
-            most = max(sum(sorted(n)[-self.hypers["batch_size"] :]) for n in num_atoms)
+            most = max(sum(sorted(sizes)[-self.hypers["batch_size"] :]) for sizes in num_atoms)
         else:
             most = max_atoms
-            atoms = max(n for n in num_atoms[largest] if n <= max_atoms)
-        structure = shares[largest][num_atoms[largest].index(atoms)]
+        atoms, dataset, i = max(
+            (size, dataset, i)
+            for dataset, sizes in enumerate(num_atoms)
+            for i, size in enumerate(sizes)
+            if size <= most
+        )
+        structure = shares[dataset][i]
         batch = build_collate(evaluator.model, augment=False)([structure])
 
         def run() -> None:
@@ -232,7 +239,12 @@ class Trainer(TrainerInterface[TrainerHypers]):
         )
 
     def _update_best(self, model: ModelInterface, validation: dict[str, float]) -> None:
-        metric = get_selected_metric(validation, self.hypers["best_model_metric"])
+        # without validation labels, metatrain's metrics are the same in all epochs
+        metric = (
+            get_selected_metric(validation, self.hypers["best_model_metric"])
+            if len(validation) > 1
+            else -self.epoch
+        )
         if metric < self.best_metric:
             self.best_metric, self.best_epoch = metric, self.epoch
             self.best_model_state_dict = copy.deepcopy(model.state_dict())
@@ -308,67 +320,25 @@ class Trainer(TrainerInterface[TrainerHypers]):
         return checkpoint
 
 
-class ProgressLogger:
-    """A line of errors per epoch, and one with the time left.
-
-    :param evaluator: its process 0 logs
-    :param first: first epoch of this run
-    :param num_epochs: number of epochs
-    :param interval: number of epochs from one line to the next
-    """
-
-    def __init__(self, evaluator: Evaluator, first: int, num_epochs: int, interval: int) -> None:
-        self.evaluator = evaluator
-        self.first, self.num_epochs, self.interval = first, num_epochs, interval
-        self.start = time.monotonic()
-        self.logger: MetricLogger | None = None
-
-    def log(
-        self,
-        epoch: int,
-        training: dict[str, float],
-        validation: dict[str, float],
-        learning_rate: float,
-    ) -> None:
-        """
-        :param epoch: the epoch that has ended
-        :param training: its loss and errors on the training set
-        :param validation: its loss and errors on the validation set
-        :param learning_rate: learning rate of its last step
-        """
-        metrics = [training, validation]
-        if self.logger is None:
-            self.logger = MetricLogger(
-                log_obj=ROOT_LOGGER,
-                dataset_info=self.evaluator.model.dataset_info,
-                initial_metrics=metrics,
-                names=["training", "validation"],
-            )
-        if epoch % self.interval != 0:
-            return
-        rank = self.evaluator.processes.rank
-        self.logger.log(metrics, epoch=epoch, rank=rank, learning_rate=learning_rate)
-        if rank == 0:
-            seconds = (time.monotonic() - self.start) / (epoch + 1 - self.first)
-            left = timedelta(seconds=round(seconds * (self.num_epochs - epoch - 1)))
-            logging.info(f"{seconds:.3g} s per epoch, about {left} left")
-
-
 def _check_data(
     model: ModelInterface,
     train_datasets: list[Dataset],
     val_datasets: list[Dataset],
     processes: Processes,
-) -> list[list[int]]:
-    """Check all labels; return the numbers of atoms of this process' training structures."""
+) -> tuple[list[list[int]], bool]:
+    """Check all labels; return the numbers of atoms of this process' training structures, and
+    whether training labels are missing."""
     targets = model.dataset_info.targets
-    num_atoms = []
+    results = []
     for split, datasets in (("training", train_datasets), ("validation", val_datasets)):
         part = share(datasets, processes.rank, processes.size)
-        counts, atoms = check_labels(part, targets, split, processes.device)
-        report_missing({name: processes.sum(count) for name, count in counts.items()}, split)
-        num_atoms.append(atoms)
-    return num_atoms[0]
+        counts, num_atoms = check_labels(part, targets, split, processes.device)
+        counts = {name: processes.sum(count) for name, count in counts.items()}
+        report_missing(counts, split)
+        results.append((num_atoms, any(count[0] > 0 for count in counts.values())))
+    if not any(len(dataset) > 0 for dataset in val_datasets):
+        logging.info("The validation set is empty: the last model counts as the best")
+    return results[0]
 
 
 def _place(model: ModelInterface, dtype: torch.dtype, processes: Processes) -> None:

@@ -1,8 +1,10 @@
 """Data sets: their shares for processes, and checks of their labels before training."""
 
 import logging
+from typing import Any
 
 import torch
+from metatensor.learn.data._namedtuple import namedtuple
 from metatrain.utils.data import TargetInfo
 from torch.utils.data import Dataset, Subset
 
@@ -114,3 +116,48 @@ def report_missing(counts: dict[str, torch.Tensor], split: str) -> None:
         logging.info(
             f"Missing labels (NaN) in the {split} set are left out of the loss: {', '.join(parts)}"
         )
+
+
+class SomeFields(Dataset):
+    """Some structures of a data set, with some of its fields.
+
+    :param dataset: the data set
+    :param indices: indices of the structures
+    :param fields: names of the fields
+    """
+
+    def __init__(self, dataset: Dataset, indices: list[int], fields: tuple[str, ...]) -> None:
+        self.dataset = dataset
+        self.indices = indices
+        self.sample_class = namedtuple("Sample", list(fields))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> Any:
+        fields = self.dataset[self.indices[i]]._asdict()
+        return self.sample_class(*(fields[name] for name in self.sample_class._fields))
+
+
+def without_missing(datasets: list[Dataset], targets: dict[str, TargetInfo]) -> list[Dataset]:
+    """Leave out the targets of a structure that have missing labels.
+
+    metatrain's least-squares fit of the baseline would turn into NaN as a whole.
+
+    :param datasets: data sets
+    :param targets: targets of the model
+    :return: data sets in each of which all structures have the same targets, without gaps
+    """
+    complete: list[Dataset] = []
+    for dataset in datasets:
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for i in range(len(dataset)):
+            fields = dataset[i]._asdict()
+            names = tuple(
+                name
+                for name, value in fields.items()
+                if name not in targets or not any(b.values.isnan().any() for b in value.blocks())
+            )
+            groups.setdefault(names, []).append(i)
+        complete += [SomeFields(dataset, indices, names) for names, indices in groups.items()]
+    return complete

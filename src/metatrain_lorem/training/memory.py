@@ -76,10 +76,11 @@ def available_memory(device: torch.device) -> int | None:
         return None
     lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
     free = int(lines["MemAvailable"].split()[0]) * 1024
-    # a container's limit, where there is one
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    # a container's limit, where there is one; its page cache can be given up
+    limit, usage = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.stat")
     if limit.exists() and limit.read_text().strip() != "max":
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
+        used = dict(line.split() for line in usage.read_text().splitlines())
+        free = min(free, int(limit.read_text()) - int(used["anon"]))
     return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
