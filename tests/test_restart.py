@@ -94,3 +94,17 @@ def test_killed_run_ends_with_the_figures_of_an_uninterrupted_one(tmp_path):
         # metatrain leaves the entries of unknown elements undefined
         if not name.endswith("type_to_index"):
             assert torch.equal(value, states[1][name]), name
+
+
+@pytest.mark.slow
+def test_truncated_checkpoint(tmp_path):
+    folder = prepare(tmp_path / "run")
+    whole = tmp_path / "whole.ckpt"
+    torch.save({"architecture_name": "lorem", "weights": torch.zeros(100_000)}, whole)
+    content = whole.read_bytes()
+    (folder / "cut.ckpt").write_bytes(content[:-1000])
+    process = mtt(folder, "--restart", "cut.ckpt")
+    output = process.communicate(timeout=300)[0].decode()
+    assert process.returncode == 1
+    assert "Restarting training from 'cut.ckpt'" in output
+    assert "there is a high likelihood that your checkpoint file is corrupted" in output
