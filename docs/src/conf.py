@@ -13,6 +13,7 @@ extensions = [
     "myst_parser",
 ]
 html_theme = "furo"
+html_show_copyright = False
 html_title = f"{project} {release}"
 
 autodoc_member_order = "bysource"
