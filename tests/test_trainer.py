@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 
 import ase.io
+import numpy as np
 import pytest
 import torch
 from metatrain.utils.data import DiskDataset
+from metatrain.utils.data.dataset import MemmapDataset
 from metatrain.utils.data.writers import DiskDatasetWriter
 from metatrain.utils.io import model_from_checkpoint
 from torch.utils.data import Subset
@@ -183,7 +185,7 @@ def test_infinite_loss_names_the_batch_and_keeps_the_checkpoint(small, tmp_path)
         "restart",
     )
     # structure 13 of the file has index 3 in the subset
-    with pytest.raises(FloatingPointError, match="loss is NaN or infinite") as error:
+    with pytest.raises(FloatingPointError, match="^The loss is NaN or infinite") as error:
         small.fit(trainer, model, Subset(bad, range(10, 24)), dataset, tmp_path)
     named = [int(i) for i in re.search(r"\[(.*)\]", str(error.value))[1].split(", ")]
     assert 13 in named
@@ -285,6 +287,32 @@ def test_batches_by_number_of_atoms_from_disk(small, tmp_path, caplog):
     batches = int(re.search(r"(\d+) batches each", caplog.text)[1])
     atoms = sum(len(frame) for frame in small.structures(24))
     assert math.ceil(atoms / 12) <= batches < 24
+
+
+def test_memory_mapped_data_train_like_those_in_memory(small, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    dataset, info = small.read(small.file)
+    frames = small.structures(24)
+    folder = tmp_path / "memmap"
+    folder.mkdir()
+    np.save(folder / "ns.npy", 24)
+    np.save(folder / "na.npy", np.cumsum([0] + [len(f) for f in frames]).astype(np.int64))
+    arrays = {
+        "x": np.concatenate([f.positions for f in frames]).astype(np.float32),
+        "a": np.concatenate([f.numbers for f in frames]).astype(np.int32),
+        "energy": np.array([f.info["energy"] for f in frames], dtype=np.float32),
+        "forces": np.concatenate([f.arrays["forces"] for f in frames]).astype(np.float32),
+    }
+    for name, array in arrays.items():
+        array.tofile(folder / f"{name}.bin")
+    mapped = MemmapDataset(folder, small.dataset_options(small.file)["targets"])
+    losses = []
+    for data in (dataset, mapped):
+        caplog.clear()
+        trainer = small.new_trainer()
+        small.fit(trainer, small.new_model(info), data, data, tmp_path)
+        losses.append(float(re.search(r"validation loss: (\S+)", progress(caplog)[-1])[1]))
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
 
 
 def test_batch_larger_than_the_training_set(small, tmp_path):

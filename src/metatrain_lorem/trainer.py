@@ -183,12 +183,15 @@ class Trainer(TrainerInterface[TrainerHypers]):
             most = max(sum(sorted(sizes)[-self.hypers["batch_size"] :]) for sizes in num_atoms)
         else:
             most = max_atoms
-        atoms, dataset, i = max(
+        usable = [
             (size, dataset, i)
             for dataset, sizes in enumerate(num_atoms)
             for i, size in enumerate(sizes)
             if size <= most
-        )
+        ]
+        if not usable:
+            return
+        atoms, dataset, i = max(usable)
         structure = shares[dataset][i]
         batch = build_collate(evaluator.model, augment=False)([structure])
 
