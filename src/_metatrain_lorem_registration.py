@@ -93,7 +93,7 @@ class _AliasLoader:
         except ImportError as error:
             if error.name is None or error.name.split(".")[0] != "metatrain":
                 raise
-            raise RuntimeError(_misfit(f"has moved what it uses ({error})")) from error
+            raise RuntimeError(_misfit(f"lacks what the model imports ({error})")) from error
 
 
 def _name_in_package(name):
