@@ -1,10 +1,10 @@
 """Make the data sets of ``options/``: sodium chloride with GFN2-xTB labels.
 
-Run ``python options/data/generate.py`` (needs ``tblite``; about fifteen minutes on one core). It
+Run ``python options/data/generate.py`` (needs ``tblite``; about ten minutes on one core). It
 writes beside itself
 
-* ``nacl-clusters-{train,valid,test}.xyz``: hot clusters in three charge states, many of them
-  with a cluster ion pulled away beyond the usual cutoff of 5 Å,
+* ``nacl-clusters-{train,valid,test}.xyz``: hot clusters with charges from 0 to +3 e, many of them
+  with one or two ions pulled away beyond the usual cutoff of 5 Å,
 * ``nacl-crystal-{train,test}.xyz``: distorted periodic rocksalt cells.
 
 Every label comes from one GFN2-xTB calculation: ``energy`` (eV), ``forces`` (eV/Å),
@@ -31,16 +31,26 @@ from tblite.ase import TBLite
 
 FOLDER = Path(__file__).parent
 SPACING = 2.75  # Å, Na-Cl distance of the starting lattices
-TEMPERATURES = (300.0, 600.0)  # K
+TEMPERATURES = (300.0, 500.0)  # K
 TIME_STEP = 5.0  # fs
 STEPS_BETWEEN_FRAMES = 15
 STEPS_TO_EQUILIBRATE = 100
-GAP = (5.0, 10.0)  # Å, smallest distance between an atom of the ion and one of the rest
+GAP = (5.0, 8.0)  # Å, smallest distance between an atom of an ion and one of the rest
 CHARGE_TOLERANCE = 0.05  # e
 
-# two parts joined by ".." are kept apart; the numbers are structures of each kind
-KINDS = ("Na8Cl8", "Na9Cl8+", "Na4Cl4..Na5Cl4+", "Na8Cl7+..Na2Cl+")
-SUBSETS = {"train": (100, 100, 120, 280), "valid": (15, 15, 15, 30), "test": (25, 25, 30, 70)}
+# parts joined by ".." are kept apart; the numbers are structures of each kind
+KINDS = (
+    "Na8Cl8",
+    "Na9Cl8+",
+    "Na4Cl4..Na5Cl4+",
+    "Na5Cl4+..Na2Cl+",
+    "Na5Cl4+..Na2Cl+..Na2Cl+",
+)
+SUBSETS = {
+    "train": (60, 60, 100, 200, 180),
+    "valid": (8, 8, 12, 24, 20),
+    "test": (15, 15, 25, 50, 45),
+}
 
 
 def lattice_block(*counts: int) -> Atoms:
@@ -58,14 +68,11 @@ def starting_clusters() -> dict[str, tuple[Atoms, int]]:
     neutral = lattice_block(2, 2, 4)
     # the ninth sodium caps one end of the bar
     charged = neutral + Atoms("Na", [[SPACING / 2, SPACING / 2, -0.9 * SPACING]])
-    without_chlorine = neutral.copy()
-    del without_chlorine[1]
     return {
         "Na8Cl8": (neutral, 0),
         "Na9Cl8+": (charged, 1),
         "Na4Cl4": (lattice_block(2, 2, 2), 0),
         "Na5Cl4+": (lattice_block(3, 3, 1), 1),
-        "Na8Cl7+": (without_chlorine, 1),
         "Na2Cl+": (lattice_block(3, 1, 1), 1),
     }
 
@@ -165,11 +172,13 @@ def cluster_set(counts: tuple[int, ...], rng: np.random.Generator) -> list[Atoms
         pools = [sample_hot(*clusters[name], count, rng) for name in names]
         symbols = sum((clusters[name][0].get_chemical_symbols() for name in names), [])
         parts = [(len(clusters[name][0]), clusters[name][1]) for name in names]
-        for frame in zip(*pools, strict=True):
-            positions = frame[0] @ random_rotation(rng)
-            if len(names) == 2:
-                second = place_apart(positions, frame[1] @ random_rotation(rng), rng.uniform(*GAP))
-                positions = np.concatenate([positions, second])
+        for frames in zip(*pools, strict=True):
+            positions = frames[0]
+            for part in frames[1:]:
+                # the new part comes along a random direction
+                positions = positions @ random_rotation(rng)
+                moved = place_apart(positions, part @ random_rotation(rng), rng.uniform(*GAP))
+                positions = np.concatenate([positions, moved])
             atoms = labelled(Atoms(symbols, positions), sum(q for _, q in parts), parts)
             if atoms is None:
                 dropped += 1
