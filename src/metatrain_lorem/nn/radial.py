@@ -63,7 +63,9 @@ class RadialBasis(torch.nn.Module):
         powers = self.powers.to(distances.dtype)
         if self.radial_basis == "bernstein":
             binomials = join_constants(self.binomials, distances.dtype)
-            basis = binomials * u**powers * (1.0 - u) ** powers.flip(0)
+            # second derivatives of powers of an exact zero are NaN; the cutoff vanishes there
+            v = (1.0 - u).clamp(min=1e-8 if distances.dtype == torch.float32 else 1e-17)
+            basis = binomials * u**powers * v ** powers.flip(0)
         else:
             basis = (
                 (2.0 / self.cutoff) ** 0.5

@@ -66,6 +66,10 @@ def spherical_norms(features: torch.Tensor, max_degree: int) -> torch.Tensor:
     norms: list[torch.Tensor] = []
     for degree in range(max_degree + 1):
         block = features[:, degree * degree : (degree + 1) * (degree + 1)]
+        if degree == 0:
+            # the second derivative of the general form is zero only up to rounding / |x|
+            norms.append(block.abs())
+            continue
         # |x| = s |x / s| for any constant s: with s the largest component no square, no inverse
         # and no second derivative over- or underflows
         scale = block.detach().abs().amax(dim=1, keepdim=True)
