@@ -75,6 +75,8 @@ class Lorem(ModelInterface[ModelHypers]):
             raise ValueError(
                 "extra_data: spin_multiplicity is not supported; remove it from the options"
             )
+        if "charge" in dataset_info.extra_data:
+            logging.warning("extra_data: charge is not used by this version of lorem")
 
         self.atomic_types = sorted(dataset_info.atomic_types)
         if self.atomic_types[0] < 0 or self.atomic_types[-1] > LARGEST_ATOMIC_TYPE:
