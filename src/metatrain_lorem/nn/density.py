@@ -108,6 +108,9 @@ class SpeciesDensity(torch.nn.Module):
         :param neighbors: neighbours ``[pairs]``
         :return: scalar sums ``[atoms, d]`` and density ``[atoms, (L + 1)**2, s]``
         """
+        # of a model for many elements only those that occur are worth their pairs' matrices
+        present, species = torch.unique(species, return_inverse=True)
+        embeddings = embeddings[present]
         num_species = embeddings.shape[0]
         num_atoms = species.shape[0]
         first = torch.arange(num_species, device=species.device).repeat_interleave(num_species)
