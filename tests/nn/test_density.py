@@ -1,0 +1,104 @@
+import torch
+
+from metatrain_lorem.nn.density import SpeciesDensity, grouped_matmul, sum_over_neighbors
+
+
+def make_density():
+    torch.manual_seed(0)
+    module = SpeciesDensity(
+        num_species_features=3,
+        num_radial=4,
+        num_features=5,
+        max_degree=2,
+        num_spherical_features=2,
+    ).to(torch.float64)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return module, torch.randn(3, 3, dtype=torch.float64)
+
+
+def density_pair_by_pair(module, embeddings, graph):
+    """Steps 2 to 4 of LOREM as they are written: the networks run once for every pair."""
+    sums = torch.zeros(6, 5, dtype=torch.float64)
+    rho = torch.zeros(6, 9, 2, dtype=torch.float64)
+    first, activation, second = module.mixing.mlp
+    for pair, (i, j) in enumerate(zip(graph.centers, graph.neighbors, strict=True)):
+        features = torch.cat([embeddings[graph.species[i]], embeddings[graph.species[j]]])
+        mixing = second(activation(first(features))).reshape(4, 5)
+        edge = graph.radial[pair] @ mixing
+        sums[i] += module.scalar.weight @ edge
+        coefficients = (module.spherical.weight @ edge).reshape(3, 2)
+        for degree in range(3):
+            rows = slice(degree**2, (degree + 1) ** 2)
+            rho[i, rows] += graph.harmonics[pair, rows, None] * coefficients[degree]
+    return sums, rho
+
+
+def test_density_equals_networks_for_every_pair(graph):
+    module, embeddings = make_density()
+    sums, rho = module(
+        embeddings, graph.species, graph.radial, graph.harmonics, graph.centers, graph.neighbors
+    )
+    expected_sums, expected_rho = density_pair_by_pair(module, embeddings, graph)
+    assert torch.allclose(sums, expected_sums, rtol=0, atol=1e-12)
+    assert torch.allclose(rho, expected_rho, rtol=0, atol=1e-12)
+    assert (sums[5] == 0).all() and (rho[5] == 0).all()
+
+
+def test_gradients_equal_those_of_networks_for_every_pair(graph):
+    module, embeddings = make_density()
+    graph.radial.requires_grad_()
+    graph.harmonics.requires_grad_()
+    inputs = [graph.radial, graph.harmonics, *module.parameters()]
+    folded = module(
+        embeddings, graph.species, graph.radial, graph.harmonics, graph.centers, graph.neighbors
+    )
+    by_pairs = density_pair_by_pair(module, embeddings, graph)
+    gradients = []
+    for sums, rho in (folded, by_pairs):
+        gradients.append(torch.autograd.grad((sums**2).sum() + (rho**3).sum(), inputs))
+    for own, expected in zip(*gradients, strict=True):
+        assert torch.allclose(own, expected, rtol=0, atol=1e-10)
+
+
+def test_no_pairs():
+    module, embeddings = make_density()
+    none = torch.zeros(0, dtype=torch.int64)
+    sums, rho = module(
+        embeddings,
+        torch.tensor([1, 0]),
+        torch.zeros(0, 4, dtype=torch.float64),
+        torch.zeros(0, 9, dtype=torch.float64),
+        none,
+        none,
+    )
+    assert sums.shape == (2, 5) and (sums == 0).all()
+    assert rho.shape == (2, 9, 2) and (rho == 0).all()
+
+
+def test_scripted_equals_eager(graph):
+    module, embeddings = make_density()
+    arguments = (
+        embeddings,
+        graph.species,
+        graph.radial,
+        graph.harmonics,
+        graph.centers,
+        graph.neighbors,
+    )
+    for own, expected in zip(torch.jit.script(module)(*arguments), module(*arguments), strict=True):
+        assert torch.allclose(own, expected, rtol=0, atol=1e-14)
+
+
+def test_sum_over_neighbors():
+    values = torch.tensor([[1.0, 2.0], [10.0, 20.0], [100.0, 200.0]])
+    sums = sum_over_neighbors(values, torch.tensor([2, 0, 2]), 4)
+    assert sums.tolist() == [[10.0, 20.0], [0.0, 0.0], [101.0, 202.0], [0.0, 0.0]]
+
+
+def test_grouped_matmul(generator):
+    x = torch.randn(7, 3, generator=generator)
+    weights = torch.randn(4, 3, 2, generator=generator)
+    group = torch.tensor([3, 0, 0, 1, 3, 0, 1])  # nothing in group 2
+    expected = torch.stack([row @ weights[g] for row, g in zip(x, group, strict=True)])
+    assert torch.allclose(grouped_matmul(x, group, weights), expected, atol=1e-6)

@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+import sphericart.torch
+import torch
+
+from metatrain_lorem.nn.spherical import (
+    degrees_of_components,
+    spherical_harmonics,
+    spherical_norms,
+)
+
+
+def racah_factors(max_degree):
+    """What turns orthonormal harmonics into Racah's."""
+    degrees = degrees_of_components(max_degree).double()
+    return (4 * torch.pi / (2 * degrees + 1)).sqrt()
+
+
+def test_harmonics_equal_sphericart(unit_vectors):
+    reference = sphericart.torch.SphericalHarmonics(6).compute(unit_vectors) * racah_factors(6)
+    assert torch.allclose(spherical_harmonics(unit_vectors, 6), reference, rtol=0, atol=1e-13)
+
+
+def test_gradients_equal_sphericart(unit_vectors):
+    # of the harmonics of the direction of a free vector, which is what the model differentiates
+    vectors = (1.7 * unit_vectors).requires_grad_()
+    weights = torch.linspace(-1, 1, 49, dtype=torch.float64)
+
+    def gradient(harmonics):
+        scalar = (harmonics * weights).sum()
+        return torch.autograd.grad(scalar, vectors, retain_graph=True)[0]
+
+    directions = vectors / vectors.norm(dim=-1, keepdim=True)
+    reference = sphericart.torch.SphericalHarmonics(6).compute(directions)
+    own = spherical_harmonics(directions, 6)
+    assert torch.allclose(gradient(own), gradient(reference * racah_factors(6)), rtol=0, atol=1e-12)
+
+
+def test_harmonics_equal_e3x(shared):
+    conventions = np.load(shared / "golden" / "conventions.npz")
+    own = spherical_harmonics(torch.from_numpy(conventions["unit_vectors"]), 6)
+    reference = torch.from_numpy(conventions["spherical_harmonics_l6"])
+    for degree in range(7):
+        # e3x orders m = l, -l, l - 1, ..., 0
+        order = [m for k in range(degree, 0, -1) for m in (k, -k)] + [0]
+        columns = [degree**2 + degree + m for m in order]
+        block = reference[:, degree**2 : (degree + 1) ** 2]
+        assert torch.allclose(own[:, columns], block, rtol=0, atol=1e-13)
+
+
+def test_normalisation(unit_vectors):
+    harmonics = spherical_harmonics(unit_vectors, 6)
+    assert torch.allclose(harmonics[:, 1:4], unit_vectors[:, [1, 2, 0]], rtol=0, atol=0)
+    norms = spherical_norms(harmonics.unsqueeze(-1), 6)
+    expected = (2 * torch.arange(7, dtype=torch.float64) + 1) ** 0.25
+    assert torch.allclose(norms, expected.expand_as(norms), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("z", [1.0, -1.0])
+def test_harmonics_are_smooth_at_the_poles(z):
+    vector = torch.tensor([[0.0, 0.0, z]], dtype=torch.float64, requires_grad=True)
+    jacobian = torch.autograd.functional.jacobian(lambda v: spherical_harmonics(v, 6), vector)
+    assert torch.isfinite(jacobian).all()
+    assert torch.autograd.gradgradcheck(lambda v: spherical_harmonics(v, 4), vector)
+
+
+def test_scripted_harmonics_equal_eager(unit_vectors):
+    scripted = torch.jit.script(spherical_harmonics)
+    assert torch.equal(scripted(unit_vectors, 5), spherical_harmonics(unit_vectors, 5))
+
+
+def test_norms_follow_their_definition(generator):
+    features = torch.randn(5, 16, 3, dtype=torch.float64, generator=generator)
+    norms = spherical_norms(features, 3)
+    for atom in range(5):
+        for degree in range(4):
+            for channel in range(3):
+                block = features[atom, degree**2 : (degree + 1) ** 2, channel]
+                expected = (2 * degree + 1) ** 0.25 * float((block**2).sum()) ** 0.5
+                assert abs(norms[atom, 3 * degree + channel].item() - expected) < 1e-13
+
+
+def test_norms_are_differentiable_where_nothing_vanishes(generator):
+    features = torch.randn(2, 9, 2, dtype=torch.float64, generator=generator, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: spherical_norms(x, 2), features)
+    assert torch.autograd.gradgradcheck(lambda x: spherical_norms(x, 2), features)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_norms_at_the_origin_have_zero_gradients(dtype):
+    features = torch.zeros(1, 9, 2, dtype=dtype)
+    features[0, 4:9, 1] = 0.5  # one block beside that does not vanish
+    features.requires_grad_()
+    norms = spherical_norms(features, 2)
+    (gradient,) = torch.autograd.grad(norms.sum(), features, create_graph=True)
+    assert (norms[0, :5] == 0).all() and norms[0, 5] > 0
+    assert (gradient[0, :4] == 0).all() and (gradient[0, 4:, 0] == 0).all()
+    # second derivative: along random directions, as in training on forces
+    (second,) = torch.autograd.grad((gradient * torch.linspace(-1, 1, 9)[:, None]).sum(), features)
+    assert torch.isfinite(second).all() and (second[0, :4] == 0).all()
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_norms_of_tiny_and_huge_blocks(size):
+    """Their squares leave the range of single precision, the norms and gradients do not."""
+    unit = torch.tensor([0.6, 0.0, -0.8]).reshape(1, 3, 1)
+    features = torch.cat([torch.ones(1, 1, 1), size * unit], dim=1).requires_grad_()
+    norms = spherical_norms(features, 1)
+    assert abs(norms[0, 1].item() / (3**0.25 * size) - 1) < 1e-6
+    (gradient,) = torch.autograd.grad(norms[0, 1], features, create_graph=True)
+    assert torch.allclose(gradient[0, 1:], 3**0.25 * unit[0], rtol=1e-6)
+    (second,) = torch.autograd.grad(gradient[0, 2, 0], features)
+    assert torch.isfinite(second).all()
+    assert abs(second[0, 2, 0].item() * size / 3**0.25 - 1) < 1e-6
