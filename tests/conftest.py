@@ -17,6 +17,7 @@ from metatrain.utils.neighbor_lists import (
 )
 
 from metatrain_lorem.model import Lorem
+from metatrain_lorem.nn.tensor_dense import TensorProduct
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -54,7 +55,30 @@ def new_model(targets: dict[str, TargetInfo] | None = None, long_range=(), **hyp
     all_hypers["long_range"].update(long_range)
     torch.manual_seed(0)
     model = Lorem(all_hypers, DatasetInfo("angstrom", [1, 6, 7, 8], targets))
-    return model.to(torch.float64).eval()
+    model.to(torch.float64).eval()
+    scale_tensor_products(model)
+    return model
+
+
+def scale_tensor_products(model: Lorem) -> None:
+    """Bring every tensor product to values around one for the atoms of ``bulk()``.
+
+    Fresh weights make it as small as its factors multiplied: the long-range field starts at 1e-9,
+    after a step of message passing at 1e-19, and tests would not see it.
+    """
+
+    def scale(module, inputs, output):
+        factor = output.pow(2).mean().rsqrt()
+        module.weight.data *= factor
+        return output * factor
+
+    modules = [module for module in model.modules() if isinstance(module, TensorProduct)]
+    hooks = [module.register_forward_hook(scale) for module in modules]
+    outputs = {name: ModelOutput(sample_kind="atom") for name in model.dataset_info.targets}
+    with torch.no_grad():
+        model(systems(model, [bulk()]), outputs)
+    for hook in hooks:
+        hook.remove()
 
 
 def systems(model, frames: list[ase.Atoms]) -> list[System]:
@@ -98,7 +122,7 @@ def slab() -> ase.Atoms:
 def molecule() -> ase.Atoms:
     """Six atoms, one of them beyond the cutoff of all others."""
     positions = 4.5 * spread(6)
-    positions[0] += [-8.0, 0.0, 0.0]
+    positions[5] += [8.0, 0.0, 0.0]
     return with_close_pair(ase.Atoms("NCOHHC", positions))
 
 
