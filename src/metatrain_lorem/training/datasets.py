@@ -56,7 +56,7 @@ def check_labels(
     :param device: device of the result
     :return: per quantity, i.e. target or gradient, the numbers of missing and of all labels
         ``[2]``; and the number of atoms of each structure of each data set
-    :raises ValueError: for an infinite label
+    :raises ValueError: for an infinite label, and for a structure without atoms
     """
     counts = {name: torch.zeros(2, dtype=torch.int64) for name in quantities(targets)}
     num_atoms: list[list[int]] = []
@@ -65,6 +65,11 @@ def check_labels(
         for i in range(len(dataset)):
             fields = dataset[i]._asdict()
             num_atoms[-1].append(len(fields["system"]))
+            if num_atoms[-1][-1] == 0:
+                raise ValueError(
+                    f"Structure {structure_index(dataset, i)} of the {split} set has no atoms. "
+                    "Remove it."
+                )
             for target in targets.keys() & fields.keys():
                 for block in fields[target].blocks():
                     labels = {target: block.values}
