@@ -61,7 +61,12 @@ def convert(folder: str | Path, output: str | Path, full_isolated_potentials: bo
     model = build_model(hypers, baseline, parameters)
     if full_isolated_potentials:
         _double_potentials(model)
+    bias = model.heads["energy"].invariants.last_layer.bias
+    constant = bias.item()
     model.to(torch.float32)
+    # the bias is a sum of several of theirs: what single precision lacks of it is 1e-8 eV per atom
+    remainder = constant - bias.item()
+    _set_baseline(model.additive_models[0], {z: e + remainder for z, e in baseline.items()})
     trainer = Trainer(get_default_hypers("lorem", base_precision=32)["training"])
     trainer.save_checkpoint(model, output)
     logging.info(f"Wrote {output}")
