@@ -41,7 +41,9 @@ def test_potentials(batch, solver, calculator, cell):
             full_neighbor_list=True,
         )
     shifts = structure.shifts @ structure.cells[0]
-    vectors = structure.positions[structure.neighbors] - structure.positions[structure.centers] + shifts
+    vectors = (
+        structure.positions[structure.neighbors] - structure.positions[structure.centers] + shifts
+    )
     expected = reference.to(torch.float64)(
         structure.charges,
         structure.cells[0],
