@@ -85,6 +85,10 @@ class SphericalMessage(torch.nn.Module):
         self.atom_linear = DegreeLinear(max_degree, s, s)
         self.message_linear = DegreeLinear(max_degree, s, s)
         self.product = TensorProduct(degrees, s)
+        # spherical features start near 0.01; their product, and its potentials, would start where
+        # the gradients drown in the epsilon of Adam
+        with torch.no_grad():
+            self.product.weight.mul_(100.0)
         self.register_buffer("degrees", degrees_of_components(max_degree), persistent=False)
 
     def forward(
