@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.interpolate import BSpline
 
+from metatrain_lorem.electrostatics.coulomb import CoulombPotential
 from metatrain_lorem.electrostatics.mesh import axis_influence, smooth_size, spline_weights
 
 
@@ -34,3 +35,14 @@ def test_smooth_sizes():
     smooth = {2**a * 3**b * 5**c for a in range(9) for b in range(6) for c in range(4)}
     for minimum in [0.3, 1.0, 6.5, 7.0, 11.2, 49.0, 121.5, 250.0]:
         assert smooth_size(minimum) == min(n for n in smooth if n >= math.ceil(minimum))
+
+
+def test_mesh_must_save_work(batch, random_structure, random_charges):
+    """An accuracy that would fill the vacuum of a small slab with mesh points takes k-vectors."""
+    structure = batch(
+        [random_structure(60, [True, True, False], 1)], [random_charges(60, 1, 2)], 4.0
+    )
+    module = CoulombPotential(4.0, 1e-12)
+    expected = structure.potentials(module)
+    module.mesh_threshold = 10**15
+    assert torch.equal(structure.potentials(module), expected)

@@ -20,6 +20,9 @@ MESH_THRESHOLD = 1_000_000
 10 columns both take the same time at 0.3 million (about 170 atoms of a dense solid or liquid), at 1
 million the mesh takes half the time; explicit k-vectors serve a whole batch in one go, though."""
 
+MESH_POINTS = 1_000_000
+"""Mesh points from which on the threshold grows in proportion."""
+
 MAX_TERMS = 2**22
 """Pairs of atoms, or phase factors, evaluated at once."""
 
@@ -52,6 +55,7 @@ class CoulombPotential(torch.nn.Module):
         self.mesh_spacing: float = parameters.mesh_spacing
         self.spline_order: int = SPLINE_ORDER
         self.mesh_threshold: int = MESH_THRESHOLD
+        self.mesh_points: int = MESH_POINTS
         self.max_terms: int = MAX_TERMS
         self.slab_height: float = 0.0
 
@@ -108,9 +112,13 @@ class CoulombPotential(torch.nn.Module):
             has_slabs = has_slabs or dimension == 2
             # half of the k-vectors in a sphere: k and -k count once
             num_k = self.k_cutoff**3 * geometry.volumes[s] / (12.0 * math.pi**2)
+            # a mesh of many points has to save more: at 1e-12 it would fill the memory of a machine
+            # for a few atoms and their vacuum
+            num_points = geometry.volumes[s] / self.mesh_spacing**3
+            least_terms = self.mesh_threshold * max(1.0, num_points / self.mesh_points)
             if dimension == 0:
                 isolated.append(s)
-            elif counts[s] * num_k > self.mesh_threshold:
+            elif counts[s] * num_k > least_terms:
                 large.append(s)
             else:
                 small.append(s)
