@@ -5,6 +5,7 @@ that can't be built in ``test_targets.py``; interrupted files in ``test_restart.
 """
 
 import copy
+import logging
 
 import ase.io
 import numpy as np
@@ -16,10 +17,13 @@ from metatomic.torch import ModelEvaluationOptions, ModelOutput, System, load_at
 from metatrain.cli.train import train_model
 from metatrain.utils.architectures import check_architecture_options, get_default_hypers
 from metatrain.utils.data import DatasetInfo
+from metatrain.utils.data.target_info import get_energy_target_info
 from metatrain.utils.errors import ArchitectureError
 from metatrain.utils.io import load_model, model_from_checkpoint
 from metatrain.utils.pydantic import MetatrainValidationError
 from omegaconf import OmegaConf
+
+from metatrain_lorem.model import Lorem
 
 PAIR = [[0.0, 0.0, 0.0], [0.0, 0.0, 1.2]]
 FLAT = [[4.0, 0.0, 0.0], [0.0, 4.0, 0.0], [4.0, 4.0, 0.0]]
@@ -274,3 +278,11 @@ def test_good_data_trains(tmp_path, monkeypatch):
     """The other tests fail for what they change, not for something else."""
     train(tmp_path, monkeypatch, lambda options, frames: None)
     assert (tmp_path / "model.pt").is_file()
+
+
+def test_lengths_in_bohr_are_announced(caplog):
+    """The cutoff is a length in the unit of the data, whatever its default was meant for."""
+    info = DatasetInfo("bohr", [1], {"energy": get_energy_target_info("energy", {"unit": "eV"})})
+    with caplog.at_level(logging.WARNING):
+        Lorem(get_default_hypers("lorem")["model"], info)
+    assert "lengths are in bohr: so is architecture.model.cutoff, 5.0" in caplog.text

@@ -63,8 +63,8 @@ class ModelHypers(TypedDict):
     """Hyperparameters of the LOREM model."""
 
     cutoff: float = 5.0
-    """Distance in Å up to which atoms see each other directly. The cost of the short-range part
-    grows with its third power."""
+    """Distance up to which atoms see each other directly, in the length unit of the data (the
+    default is meant for Å). The cost of the short-range part grows with its third power."""
     cutoff_function: Literal["cosine", "smooth"] = "cosine"
     """How the influence of a neighbour ends at the cutoff: ``cosine``, half a period of a cosine,
     or ``smooth``, which has no kink in any derivative but weighs distant neighbours less."""

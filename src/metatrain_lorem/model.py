@@ -78,6 +78,11 @@ class Lorem(ModelInterface[ModelHypers]):
         if "charge" in dataset_info.extra_data:
             logging.warning("extra_data: charge is not used by this version of lorem")
 
+        if dataset_info.length_unit.lower() not in ("angstrom", "a", ""):
+            logging.warning(
+                f"lengths are in {dataset_info.length_unit}: so is architecture.model.cutoff, "
+                f"{hypers['cutoff']}"
+            )
         self.atomic_types = sorted(dataset_info.atomic_types)
         if self.atomic_types[0] < 0 or self.atomic_types[-1] > LARGEST_ATOMIC_TYPE:
             raise ValueError(
@@ -119,7 +124,7 @@ class Lorem(ModelInterface[ModelHypers]):
                 float(hypers["cutoff"]),
                 float(hypers["long_range"]["accuracy"]),
             )
-            logging.info(self.long_range.coulomb.describe())
+            logging.info(self.long_range.coulomb.describe(dataset_info.length_unit or "A"))
         self.num_stages = 1 + int(hypers["num_message_passing"])
         if self.long_range is not None:
             self.num_stages += 1

@@ -41,10 +41,11 @@ class TrainerHypers(TypedDict):
     """
     num_epochs: int = 1000
     """Number of passes over the training set."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """``"adamw"``, or ``"muon"`` for Muon on the matrices of linear maps and embeddings and AdamW
-    on all other parameters. Muon usually wants a larger learning rate (1e-3 to 1e-2)."""
-    learning_rate: float = 1e-3
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """``"muon"`` for Muon on the matrices of linear maps and embeddings and AdamW on all other
+    parameters, or ``"adamw"`` for all. On dipeptides, ten epochs with Muon left half the force
+    error of AdamW. AdamW wants a smaller learning rate (1e-3)."""
+    learning_rate: float = 5e-3
     """Learning rate at the end of the warm-up, for all parameters."""
     warmup_fraction: float = 0.01
     """Fraction of the training steps in which the learning rate rises linearly from zero.

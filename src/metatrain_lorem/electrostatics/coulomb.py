@@ -59,14 +59,17 @@ class CoulombPotential(torch.nn.Module):
         self.max_terms: int = MAX_TERMS
         self.slab_height: float = 0.0
 
-    def describe(self) -> str:
-        """Parameters of the sum in words, to be logged."""
+    def describe(self, length_unit: str = "A") -> str:
+        """Parameters of the sum in words, to be logged.
+
+        :param length_unit: of the cutoff, which all lengths follow
+        """
         return (
             f"Coulomb sum of relative accuracy {self.accuracy:g}: real space to "
-            f"{self.cutoff:g} A, smearing {self.smearing:.4f} A, k-vectors to "
-            f"{self.k_cutoff:.4f} 1/A; structures with more than {self.mesh_threshold} atoms times "
-            f"k-vectors on a mesh of spacing {self.mesh_spacing:.4f} A with splines of order "
-            f"{self.spline_order}"
+            f"{self.cutoff:g} {length_unit}, smearing {self.smearing:.4f} {length_unit}, k-vectors "
+            f"to {self.k_cutoff:.4f} 1/{length_unit}; structures with more than "
+            f"{self.mesh_threshold} atoms times k-vectors on a mesh of spacing "
+            f"{self.mesh_spacing:.4f} {length_unit} with splines of order {self.spline_order}"
         )
 
     def forward(
