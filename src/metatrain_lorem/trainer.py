@@ -24,6 +24,7 @@ from .training.loss import GlobalLoss
 from .training.memory import check_memory
 from .training.optimizers import build_optimizers, load_states, set_learning_rate
 from .training.progress import ProgressLogger
+from .training.scales import replace_zero_scales
 
 
 class Trainer(TrainerInterface[TrainerHypers]):
@@ -148,6 +149,7 @@ class Trainer(TrainerInterface[TrainerHypers]):
             is_distributed=processes.is_distributed,
             per_structure_targets=self.hypers["per_structure_targets"],
         )
+        replace_zero_scales(model.scaler, model.additive_models[0])
 
     def _batches(
         self,
