@@ -86,6 +86,20 @@ def test_restart_continues_as_if_never_stopped(small, tmp_path, caplog, optimize
     assert (one["best_metric"], one["best_epoch"]) == (other["best_metric"], other["best_epoch"])
 
 
+def test_restart_with_another_optimizer(small, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    dataset, info = small.read(small.file)
+    trainer = small.new_trainer(num_epochs=1)
+    small.fit(trainer, small.new_model(info), dataset, dataset, tmp_path)
+    checkpoint = load(tmp_path / "model_0.ckpt")
+    model = model_from_checkpoint(checkpoint, context="restart").restart(info)
+    hypers = small.new_trainer(num_epochs=2, optimizer="muon").hypers
+    trainer = Trainer.load_checkpoint(checkpoint, hypers, "restart")
+    small.fit(trainer, model, dataset, dataset, tmp_path)
+    assert "`optimizer` was 'adamw', now 'muon': it starts anew" in caplog.messages
+    assert trainer.epoch == 1
+
+
 def test_order_differs_between_epochs_and_seeds(small, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     dataset, info = small.read(small.file)

@@ -307,6 +307,10 @@ class Trainer(TrainerInterface[TrainerHypers]):
             trainer.best_epoch = checkpoint["best_epoch"]
             trainer.best_metric = checkpoint["best_metric"]
             trainer.best_model_state_dict = checkpoint["best_model_state_dict"]
+            before, now = checkpoint["train_hypers"]["optimizer"], hypers["optimizer"]
+            if before != now:
+                logging.info(f"`optimizer` was '{before}', now '{now}': it starts anew")
+                trainer.optimizer_states = None
         return trainer
 
     @classmethod
