@@ -89,7 +89,7 @@ def test_restart_continues_as_if_never_stopped(small, tmp_path, caplog, optimize
 def test_restart_with_another_optimizer(small, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     dataset, info = small.read(small.file)
-    trainer = small.new_trainer(num_epochs=1)
+    trainer = small.new_trainer(num_epochs=1, optimizer="adamw")
     small.fit(trainer, small.new_model(info), dataset, dataset, tmp_path)
     checkpoint = load(tmp_path / "model_0.ckpt")
     model = model_from_checkpoint(checkpoint, context="restart").restart(info)
