@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import math
+import os
 import re
 from pathlib import Path
 
@@ -158,6 +159,20 @@ def test_interrupted_writing_keeps_the_old_checkpoint(small, tmp_path, monkeypat
         trainer.save_checkpoint(model, path)
     assert path.read_bytes() == content
     assert [p.name for p in tmp_path.glob("*.ckpt")] == ["model.ckpt"]
+
+
+def test_remains_of_killed_runs_are_removed(small, tmp_path):
+    dataset, info = small.read(small.file)
+    remains, other = tmp_path / ".model_7.ckpt.123.tmp", tmp_path / ".notes.tmp"
+    writing = tmp_path / ".model_8.ckpt.124.tmp"
+    for path in (remains, other, writing):
+        path.write_text("")
+    for path in (remains, other):
+        os.utime(path, (0, 0))
+    small.fit(small.new_trainer(num_epochs=1), small.new_model(info), dataset, dataset, tmp_path)
+    assert (tmp_path / "model_0.ckpt").exists()
+    assert not remains.exists()
+    assert other.exists() and writing.exists()
 
 
 def test_only_model_checkpoints_in_the_folder(small, tmp_path):

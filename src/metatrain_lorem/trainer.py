@@ -1,8 +1,10 @@
 """Trainer of LOREM models."""
 
+import contextlib
 import copy
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -275,6 +277,7 @@ class Trainer(TrainerInterface[TrainerHypers]):
         )
         if self.best_model_state_dict is not None:
             checkpoint["best_model_state_dict"] = self.best_model_state_dict
+        _remove_remains(path.parent)
         # A name that `mtt train --restart auto` does not take for a checkpoint
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -327,6 +330,15 @@ class Trainer(TrainerInterface[TrainerHypers]):
                 f"{cls.__checkpoint_version__}."
             )
         return checkpoint
+
+
+def _remove_remains(folder: Path) -> None:
+    """Remove the unfinished files of runs that were killed while they wrote a checkpoint."""
+    for path in folder.glob(".*.ckpt.*.tmp"):
+        # a younger one may be that of a run that still writes; another process may be faster
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > 3600:
+                path.unlink()
 
 
 def _check_data(
