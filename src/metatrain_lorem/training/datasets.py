@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from metatensor.learn.data._namedtuple import namedtuple
+from metatomic.torch import System
 from metatrain.utils.data import TargetInfo
 from torch.utils.data import Dataset, Subset
 
@@ -48,7 +49,7 @@ def share(datasets: list[Dataset], rank: int, size: int) -> list[Dataset]:
 def check_labels(
     datasets: list[Dataset], targets: dict[str, TargetInfo], split: str, device: torch.device
 ) -> tuple[dict[str, torch.Tensor], list[list[int]]]:
-    """Count the labels and those that are missing (NaN), and refuse infinite ones.
+    """Count the labels and those that are missing (NaN); refuse what cannot be trained on.
 
     :param datasets: (this process' shares of) the data sets of one split
     :param targets: targets of the model
@@ -56,7 +57,8 @@ def check_labels(
     :param device: device of the result
     :return: per quantity, i.e. target or gradient, the numbers of missing and of all labels
         ``[2]``; and the number of atoms of each structure of each data set
-    :raises ValueError: for an infinite label, and for a structure without atoms
+    :raises ValueError: for an infinite label, and for a structure that :func:`check_structure`
+        refuses
     """
     counts = {name: torch.zeros(2, dtype=torch.int64) for name in quantities(targets)}
     num_atoms: list[list[int]] = []
@@ -65,11 +67,8 @@ def check_labels(
         for i in range(len(dataset)):
             fields = dataset[i]._asdict()
             num_atoms[-1].append(len(fields["system"]))
-            if num_atoms[-1][-1] == 0:
-                raise ValueError(
-                    f"Structure {structure_index(dataset, i)} of the {split} set has no atoms. "
-                    "Remove it."
-                )
+            where = f"{structure_index(dataset, i)} of the {split} set"
+            check_structure(fields["system"], f"Structure {where}")
             for target in targets.keys() & fields.keys():
                 for block in fields[target].blocks():
                     labels = {target: block.values}
@@ -79,13 +78,53 @@ def check_labels(
                         if torch.isinf(values).any():
                             raise ValueError(
                                 f"Target '{target}' has an infinite label ({name}) in structure "
-                                f"{structure_index(dataset, i)} of the {split} set. Correct it, or "
-                                "set it to NaN to mark it as missing."
+                                f"{where}. Correct it, or set it to NaN to mark it as missing."
                             )
                         if name in counts:
                             counts[name][0] += torch.isnan(values).sum().cpu()
                             counts[name][1] += values.numel()
     return {name: count.to(device) for name, count in counts.items()}, num_atoms
+
+
+def check_structure(system: System, name: str) -> None:
+    """Refuse structures for which there are no neighbour lists, or no energy.
+
+    :param system: the structure
+    :param name: what to call it in errors
+    :raises ValueError: for no atoms, coordinates that are not finite, and a cell whose periodic
+        vectors are zero or parallel
+    """
+    if len(system) == 0:
+        raise ValueError(f"{name} has no atoms. Remove it.")
+    if not (torch.isfinite(system.positions).all() and torch.isfinite(system.cell).all()):
+        raise ValueError(
+            f"{name} has positions or cell vectors that are NaN or infinite. Correct or remove it."
+        )
+    periodic = system.cell[system.pbc]
+    # the volume, area or length that they span
+    spanned = torch.linalg.svdvals(periodic).prod()
+    if not spanned > 1e-6 * torch.linalg.vector_norm(periodic, dim=1).prod():
+        raise ValueError(
+            f"{name} is periodic along cell vectors that are zero, parallel or in one plane: "
+            f"{periodic.tolist()}. Correct its cell or its periodic directions."
+        )
+
+
+def warn_of_missing_forces(targets: dict[str, TargetInfo]) -> None:
+    """metatrain's reader leaves out all forces if those of one structure are not found.
+
+    :param targets: targets of the model
+    """
+    for name, info in targets.items():
+        is_energy = info.quantity == "energy" or name.split("/")[0] == "energy"
+        if not (is_energy and info.is_scalar and info.sample_kind == "system"):
+            continue
+        if "positions" not in info.gradients:
+            logging.warning(
+                f"Target '{name}' is trained without forces: none were asked for, or not all "
+                "structures have them. If the data have forces, check the `forces` key of the "
+                "target, and give NaN for structures without."
+            )
 
 
 def quantities(targets: dict[str, TargetInfo]) -> list[str]:
