@@ -1,6 +1,7 @@
 """The trainer as a whole; the fixture ``small`` is that of tests/training."""
 
 import importlib.util
+import json
 import logging
 import math
 import os
@@ -11,7 +12,7 @@ import ase.io
 import numpy as np
 import pytest
 import torch
-from metatrain.utils.data import DiskDataset
+from metatrain.utils.data import DatasetInfo, DiskDataset
 from metatrain.utils.data.dataset import MemmapDataset
 from metatrain.utils.data.writers import DiskDatasetWriter
 from metatrain.utils.io import model_from_checkpoint
@@ -118,14 +119,14 @@ def test_best_model_is_kept(small, tmp_path):
     """With a learning rate that destroys the model, the first epoch is the best."""
     dataset, info = small.read(small.file)
     model = small.new_model(info)
-    trainer = small.new_trainer(num_epochs=3, learning_rate=0.5, best_model_metric="loss")
+    hypers = {"optimizer": "adamw", "learning_rate": 0.5, "best_model_metric": "loss"}
+    trainer = small.new_trainer(num_epochs=3, **hypers)
     small.fit(trainer, model, dataset, dataset, tmp_path)
     trainer.save_checkpoint(model, tmp_path / "model.ckpt")
     checkpoint = load(tmp_path / "model.ckpt")
     best = checkpoint["best_epoch"]
     assert best < 2
-    first = small.new_trainer(num_epochs=3, learning_rate=0.5, best_model_metric="loss")
-    first.hypers["checkpoint_interval"] = 1
+    first = small.new_trainer(num_epochs=3, checkpoint_interval=1, **hypers)
     small.fit(first, small.new_model(info), dataset, dataset, tmp_path)
     saved = load(tmp_path / f"model_{best}.ckpt")["model_state_dict"]
     for name, _ in model.named_parameters():
@@ -232,6 +233,50 @@ def test_infinite_label(small, tmp_path):
         small.fit(
             small.new_trainer(), small.new_model(info), Subset(bad, range(5, 24)), bad, tmp_path
         )
+
+
+@pytest.mark.parametrize("split", ["training", "validation", "largest"])
+def test_error_of_the_model_names_structures_of_the_file(small, tmp_path, split):
+    """Two atoms on one spot, which the model refuses, in a set that begins at structure 10."""
+    dataset, info = small.read(small.file)
+    sizes = [len(frame) for frame in small.structures(24)]
+    bad = max(range(10, 24), key=lambda i: (sizes[i], i)) if split == "largest" else 13
+    structures = Subset(dataset, range(10, 24))
+    dataset[bad].system.positions[1] = dataset[bad].system.positions[0]
+    trainer, model = small.new_trainer(num_epochs=1), small.new_model(info)
+    train, valid = Subset(dataset, range(10)), structures
+    if split != "validation":
+        train, valid = valid, train
+    with pytest.raises(ValueError, match="on one spot") as error:
+        small.fit(trainer, model, train, valid, tmp_path)
+    pattern = r"structures (\[.*\]) of the (\w+) set .*: structure (\d+) of the batch: atoms"
+    indices, named, position = re.search(pattern, str(error.value)).groups()
+    assert named == ("validation" if split == "validation" else "training")
+    assert json.loads(indices)[int(position)] == bad
+    assert (len(json.loads(indices)) == 1) == (split == "largest")
+    assert isinstance(error.value.__cause__, ValueError)
+
+
+def test_warning_of_missing_forces(small, tmp_path, caplog):
+    """The reader drops all forces where it does not find some."""
+    options = small.dataset_options(small.file)
+    options["targets"]["energy"]["forces"]["key"] = "force"
+    dataset, targets, _ = small_training.get_dataset(options)
+    model = small.new_model(DatasetInfo("angstrom", [1, 8], targets))
+    small.fit(small.new_trainer(num_epochs=0), model, dataset, dataset, tmp_path)
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert sum("'energy' is trained without forces" in message for message in warnings) == 1
+
+
+@pytest.mark.parametrize("split", ["training", "validation"])
+def test_structure_that_is_not_finite(small, tmp_path, split):
+    dataset, info = small.read(small.file)
+    dataset[17].system.positions[2, 1] = math.nan
+    train, valid = Subset(dataset, range(10)), Subset(dataset, range(10, 24))
+    if split == "training":
+        train, valid = valid, train
+    with pytest.raises(ValueError, match=f"^Structure 17 of the {split} set has positions"):
+        small.fit(small.new_trainer(), small.new_model(info), train, valid, tmp_path)
 
 
 def test_missing_labels_are_counted_and_left_out(small, tmp_path, caplog):

@@ -19,9 +19,16 @@ from torch.utils.data import Dataset
 
 from .trainer_hypers import TrainerHypers
 from .training.batches import TrainingBatches, ValidationBatches, build_collate
-from .training.datasets import check_labels, report_missing, share, without_missing
+from .training.datasets import (
+    check_labels,
+    report_missing,
+    share,
+    structure_index,
+    warn_of_missing_forces,
+    without_missing,
+)
 from .training.distributed import Processes, start_processes
-from .training.epoch import Evaluator, train_epoch, validation_epoch
+from .training.epoch import Evaluator, naming_structures, train_epoch, validation_epoch
 from .training.loss import GlobalLoss
 from .training.memory import check_memory
 from .training.optimizers import build_optimizers, load_states, set_learning_rate
@@ -200,7 +207,8 @@ class Trainer(TrainerInterface[TrainerHypers]):
         batch = build_collate(evaluator.model, augment=False)([structure])
 
         def run() -> None:
-            _, predictions, targets, extra_data = evaluator.predict(batch, is_training=True)
+            with naming_structures([structure_index(shares[dataset], i)], "training"):
+                _, predictions, targets, extra_data = evaluator.predict(batch, is_training=True)
             evaluator.loss.values_and_counts(predictions, targets, extra_data)
 
         # parameters, gradients and two moments
@@ -347,8 +355,8 @@ def _check_data(
     val_datasets: list[Dataset],
     processes: Processes,
 ) -> tuple[list[list[int]], bool]:
-    """Check all labels; return the numbers of atoms of this process' training structures, and
-    whether training labels are missing."""
+    """Check all structures and labels; return the numbers of atoms of this process' training
+    structures, and whether training labels are missing."""
     targets = model.dataset_info.targets
     results = []
     for split, datasets in (("training", train_datasets), ("validation", val_datasets)):
@@ -359,6 +367,7 @@ def _check_data(
         results.append((num_atoms, any(count[0] > 0 for count in counts.values())))
     if not any(len(dataset) > 0 for dataset in val_datasets):
         logging.info("The validation set is empty: the last model counts as the best")
+    warn_of_missing_forces(targets)
     return results[0]
 
 

@@ -1,6 +1,7 @@
 """One pass over the training or the validation set."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -162,7 +163,8 @@ def train_epoch(
         before_step(step)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        systems, predictions, targets, extra_data = evaluator.predict(batch, is_training=True)
+        with naming_structures(indices, "training"):
+            systems, predictions, targets, extra_data = evaluator.predict(batch, is_training=True)
         values, counts = evaluator.loss.values_and_counts(predictions, targets, extra_data)
         total_counts = _total_counts(values, counts, processes, indices)
         loss = evaluator.loss.combine(values, counts, total_counts)
@@ -192,7 +194,10 @@ def validation_epoch(
     infos = evaluator.model.dataset_info.targets
     with torch.set_grad_enabled(any(info.gradients for info in infos.values())):
         for indices, batch in batches:
-            systems, predictions, targets, extra_data = evaluator.predict(batch, is_training=False)
+            with naming_structures(indices, "validation"):
+                systems, predictions, targets, extra_data = evaluator.predict(
+                    batch, is_training=False
+                )
             values, counts = evaluator.loss.values_and_counts(predictions, targets, extra_data)
             if not torch.isfinite(values).all():
                 raise FloatingPointError(
@@ -200,6 +205,23 @@ def validation_epoch(
                 )
             metrics.update(systems, predictions, targets, extra_data, values, counts)
     return metrics.finalize()
+
+
+@contextmanager
+def naming_structures(indices: list[int], split: str) -> Iterator[None]:
+    """Errors of the model, which knows positions in the batch only, say what the batch is.
+
+    :param indices: indices of the structures in the data file, in the order of the batch
+    :param split: ``"training"`` or ``"validation"``
+    :raises ValueError: for a ValueError or an error in TorchScript
+    """
+    try:
+        yield
+    except (ValueError, torch.jit.Error) as error:
+        raise ValueError(
+            f"In a batch of the structures {indices} of the {split} set (indices in the data "
+            f"file; structure 0 of the batch is the first of these): {error}"
+        ) from error
 
 
 def _total_counts(
