@@ -49,6 +49,7 @@ class Trainer(TrainerInterface[TrainerHypers]):
         self.epoch: int | None = None
         self.seed: int | None = None
         self.optimizer_states: list[dict[str, Any]] | None = None
+        self.optimizer_before: str | None = None
         self.best_epoch: int | None = None
         self.best_metric: float = float("inf")
         self.best_model_state_dict: dict[str, Any] | None = None
@@ -112,6 +113,10 @@ class Trainer(TrainerInterface[TrainerHypers]):
             self.optimizer_states = None
             self.best_metric, self.best_epoch = float("inf"), None
             self.best_model_state_dict = None
+        before, now = self.optimizer_before, self.hypers["optimizer"]
+        if self.optimizer_states is not None and before not in (None, now):
+            logging.info(f"`optimizer` was '{before}', now '{now}': it starts anew")
+            self.optimizer_states = None
         if self.seed is None:
             self.seed = processes.from_first(torch.initial_seed() % 2**32)
 
@@ -318,10 +323,7 @@ class Trainer(TrainerInterface[TrainerHypers]):
             trainer.best_epoch = checkpoint["best_epoch"]
             trainer.best_metric = checkpoint["best_metric"]
             trainer.best_model_state_dict = checkpoint["best_model_state_dict"]
-            before, now = checkpoint["train_hypers"]["optimizer"], hypers["optimizer"]
-            if before != now:
-                logging.info(f"`optimizer` was '{before}', now '{now}': it starts anew")
-                trainer.optimizer_states = None
+            trainer.optimizer_before = checkpoint["train_hypers"]["optimizer"]
         return trainer
 
     @classmethod
