@@ -189,14 +189,17 @@ def cluster_set(counts: tuple[int, ...], rng: np.random.Generator) -> list[Atoms
     return [structures[i] for i in rng.permutation(len(structures))]
 
 
-def crystal_set(count: int, rng: np.random.Generator) -> list[Atoms]:
+def crystal_set(spacing: float, rng: np.random.Generator) -> list[Atoms]:
     """Rocksalt cells of 64 atoms, strained and with displaced atoms.
 
     Their volumes lie around that of zero pressure (24 Å³ per atom for GFN2-xTB), so that a barostat
-    does not leave what the model has seen.
+    does not leave what the model has seen. Larger cells have several electronic solutions.
+
+    :param spacing: of the lattice constants between 5.3 and 6.0 Å
+    :param rng: for strains and displacements
     """
     structures = []
-    for lattice_constant in np.linspace(5.3, 6.2, count):
+    for lattice_constant in np.arange(5.3, 6.0, spacing):
         atoms = bulk("NaCl", "rocksalt", a=lattice_constant, cubic=True).repeat(2)
         strain = rng.normal(scale=0.02, size=(3, 3))
         atoms.set_cell(atoms.cell[:] @ (np.eye(3) + (strain + strain.T) / 2), scale_atoms=True)
@@ -241,6 +244,6 @@ if __name__ == "__main__":
     for seed, (name, counts) in enumerate(SUBSETS.items()):
         rng = np.random.default_rng(seed)
         write(FOLDER / f"nacl-clusters-{name}.xyz", cluster_set(counts, rng))
-    for seed, (name, count) in enumerate({"train": 18, "test": 5}.items(), start=10):
+    for seed, (name, spacing) in enumerate({"train": 0.9 / 17, "test": 0.225}.items(), start=10):
         rng = np.random.default_rng(seed)
-        write(FOLDER / f"nacl-crystal-{name}.xyz", crystal_set(count, rng))
+        write(FOLDER / f"nacl-crystal-{name}.xyz", crystal_set(spacing, rng))
