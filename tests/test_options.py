@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
     data = list((OPTIONS / "data").glob("*.xyz"))
     assert len(data) == 5
     for path in data:
-        count = 4 if "crystal" in path.name else 20
+        count = 2 if "crystal" in path.name else 20
         write_first_frames(path, root / "options" / "data" / path.name, count)
     return root
 

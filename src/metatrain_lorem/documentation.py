@@ -40,7 +40,7 @@ from typing_extensions import TypedDict
 
 from .trainer_hypers import TrainerHypers
 
-__all__ = ["LongRangeHypers", "ModelHypers", "TrainerHypers"]
+__all__ = ["LongRangeHypers", "ModelHypers", "TrainerHypers", "check_hypers"]
 
 
 class LongRangeHypers(TypedDict):
@@ -95,3 +95,28 @@ class ModelHypers(TypedDict):
     zbl: bool = False
     """Whether to add the short-range ZBL repulsion as a baseline of energies, for atoms that come
     closer than in the training data. Needs lengths in Å."""
+
+
+def check_hypers(hypers: ModelHypers) -> None:
+    """Refuse numbers out of range, which types alone let pass.
+
+    :param hypers: of a model
+    :raises ValueError: naming the hyper and its value
+    """
+    for key in ("num_features", "num_spherical_features", "num_species_features", "num_radial"):
+        if hypers[key] < 1:
+            raise ValueError(f"architecture.model.{key}: {hypers[key]} is not a positive number")
+    for key in ("max_degree", "num_message_passing"):
+        if hypers[key] < 0:
+            raise ValueError(f"architecture.model.{key}: {hypers[key]} is negative")
+    degree = hypers["long_range"]["max_degree"]
+    if not 0 <= degree <= hypers["max_degree"]:
+        raise ValueError(
+            f"architecture.model.long_range.max_degree: {degree} is not between 0 and max_degree "
+            f"({hypers['max_degree']})"
+        )
+    accuracy = hypers["long_range"]["accuracy"]
+    if not 1e-12 <= accuracy <= 1e-2:
+        raise ValueError(
+            f"architecture.model.long_range.accuracy: {accuracy} is not between 1e-12 and 1e-2"
+        )

@@ -1,6 +1,5 @@
 """LOREM as a metatrain model."""
 
-import copy
 import logging
 from typing import Any, Dict, List, Literal, Optional
 
@@ -32,8 +31,9 @@ from metatrain.utils.metadata import merge_metadata
 from metatrain.utils.sum_over_atoms import sum_over_atoms
 
 from . import checkpoints
-from .documentation import ModelHypers
+from .documentation import ModelHypers, check_hypers
 from .electrostatics.multipoles import LongRange
+from .extension import with_long_range
 from .heads.target import TargetHead
 from .nn.short_range import ShortRange
 from .outputs import add_baseline, feature_map
@@ -70,7 +70,7 @@ class Lorem(ModelInterface[ModelHypers]):
     def __init__(self, hypers: ModelHypers, dataset_info: DatasetInfo) -> None:
         super().__init__(hypers, dataset_info, self.__default_metadata__)
         check_no_atom_pair_targets(dataset_info.targets, "lorem")
-        _check_hypers(hypers)
+        check_hypers(hypers)
         if "spin_multiplicity" in dataset_info.extra_data:
             raise ValueError(
                 "extra_data: spin_multiplicity is not supported; remove it from the options"
@@ -311,7 +311,7 @@ class Lorem(ModelInterface[ModelHypers]):
             changes = get_hypers_diff(self.hypers, model_hypers, default_hypers=defaults)
             old, new = changes.get("long_range", ({"enable": True}, {}))
             if new.get("enable", False) and not old["enable"]:
-                return _with_long_range(self, new).restart(dataset_info, model_hypers)
+                return with_long_range(self, new).restart(dataset_info, model_hypers)
             raise_hypers_mismatch(changes)
 
         merged = self.dataset_info.union(dataset_info)
@@ -412,46 +412,3 @@ class Lorem(ModelInterface[ModelHypers]):
 
 def _last_layer_features_name(target: str) -> str:
     return "mtt::aux::" + target.replace("mtt::", "") + "_last_layer_features"
-
-
-def _check_hypers(hypers: ModelHypers) -> None:
-    for key in ("num_features", "num_spherical_features", "num_species_features", "num_radial"):
-        if hypers[key] < 1:
-            raise ValueError(f"architecture.model.{key}: {hypers[key]} is not a positive number")
-    for key in ("max_degree", "num_message_passing"):
-        if hypers[key] < 0:
-            raise ValueError(f"architecture.model.{key}: {hypers[key]} is negative")
-    degree = hypers["long_range"]["max_degree"]
-    if not 0 <= degree <= hypers["max_degree"]:
-        raise ValueError(
-            f"architecture.model.long_range.max_degree: {degree} is not between 0 and max_degree "
-            f"({hypers['max_degree']})"
-        )
-    accuracy = hypers["long_range"]["accuracy"]
-    if not 1e-12 <= accuracy <= 1e-2:
-        raise ValueError(
-            f"architecture.model.long_range.accuracy: {accuracy} is not between 1e-12 and 1e-2"
-        )
-
-
-def _with_long_range(model: Lorem, long_range: dict[str, Any]) -> Lorem:
-    """The same model with a long-range block that has no effect yet."""
-    hypers = copy.deepcopy(dict(model.hypers))
-    hypers["long_range"] = copy.deepcopy(dict(long_range))
-    extended = Lorem(hypers, model.dataset_info)
-    extended.to(model.short_range.embedding.weight.dtype)
-    state = extended.state_dict()
-    for name, tensor in state.items():
-        if name.endswith("field_linear.weight"):
-            state[name] = torch.zeros_like(tensor)
-    for name, tensor in model.state_dict().items():
-        if name.endswith("invariants.last_layer.weight"):
-            # sees the features of one stage more
-            tensor = torch.nn.functional.pad(tensor, (0, state[name].shape[1] - tensor.shape[1]))
-        state[name] = tensor
-    extended.load_state_dict(state)
-    extended.additive_models[0].sync_tensor_maps()
-    extended.scaler.sync_tensor_maps()
-    extended.metadata = model.metadata
-    extended.has_new_block = True
-    return extended
