@@ -68,7 +68,7 @@ for frame in ase.io.read(sys.argv[2], ":"):
             frame.positions = start + size * direction
             return frame.get_potential_energy()
 
-        # forces jump where a scalar density changes sign (LOREM's norm of it is its absolute value);
+        # forces jump where a scalar density changes sign (its norm is its absolute value);
         # larger steps may reach across
         numerical = derivative(displaced, 2e-5)
         print("force", numerical, -(forces * direction).sum())
