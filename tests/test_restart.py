@@ -60,10 +60,21 @@ def prepare(folder: Path) -> Path:
     return folder
 
 
-def last_figures(folder: Path) -> str:
+def last_figures(folder: Path) -> list[str]:
     """The last line of the newest table of errors."""
     newest = max(folder.glob("outputs/*/*/train.csv"), key=lambda path: path.stat().st_mtime)
-    return newest.read_text().splitlines()[-1]
+    return newest.read_text().splitlines()[-1].split(",")
+
+
+def same_figures(first: list[str], second: list[str]) -> bool:
+    """Whether figures are equal to their last common digit: metatrain's table has as many digits as
+    suit the first epoch of a run, which is another one after a restart."""
+    for a, b in zip(first, second, strict=True):
+        digits = min(len(a.strip().partition(".")[2]), len(b.strip().partition(".")[2]))
+        # scientific figures have the same width in both
+        if a.strip() != b.strip() and abs(float(a) - float(b)) > 0.51 * 10.0**-digits:
+            return False
+    return True
 
 
 @pytest.mark.slow
@@ -85,7 +96,7 @@ def test_killed_run_ends_with_the_figures_of_an_uninterrupted_one(tmp_path):
     process = mtt(killed, "--restart", "auto")
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    assert last_figures(killed) == last_figures(uninterrupted)
+    assert same_figures(last_figures(killed), last_figures(uninterrupted))
     states = [
         torch.load(folder / "model.ckpt", weights_only=False)["model_state_dict"]
         for folder in (uninterrupted, killed)
