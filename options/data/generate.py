@@ -193,7 +193,8 @@ def crystal_set(spacing: float, rng: np.random.Generator) -> list[Atoms]:
     """Rocksalt cells of 64 atoms, strained and with displaced atoms.
 
     Their volumes lie around that of zero pressure (24 Å³ per atom for GFN2-xTB), so that a barostat
-    does not leave what the model has seen. Larger cells have several electronic solutions.
+    does not leave what the model has seen. Labels of larger cells scatter: the stresses of two that
+    were alike in volume differed fourfold.
 
     :param spacing: of the lattice constants between 5.3 and 6.0 Å
     :param rng: for strains and displacements
