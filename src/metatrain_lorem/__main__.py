@@ -28,6 +28,28 @@ def main(arguments: list[str] | None = None) -> None:
     report.add_argument("--energy-key", default="energy", help="default: %(default)s")
     report.add_argument("--forces-key", default="forces", help="default: %(default)s")
 
+    prepare = commands.add_parser(
+        "prepare",
+        help="give charges and dipole moments names that metatrain can read, and check them",
+        description="Rename what ASE hides from metatrain: charges and initial_charges become the "
+        "column atomic_charge, dipole becomes dipole_moment, total_charge becomes charge. "
+        "Everything else stays. Dipole moments of periodic structures are left out.",
+    )
+    prepare.add_argument("input", help="structures, e.g. xyz (charges in e, dipoles in e Å)")
+    prepare.add_argument("output", help="file to write (.xyz)")
+    prepare.add_argument(
+        "--total-charge-from-sum",
+        action="store_true",
+        help="where there is no total charge, take the rounded sum of atomic charges",
+    )
+    prepare.add_argument(
+        "--dipole-origin",
+        choices=("center-of-mass", "coordinates"),
+        default="center-of-mass",
+        help="point that the dipole moments in the file refer to; from the origin of the "
+        "coordinates they are moved to the centre of mass (default: %(default)s)",
+    )
+
     convert = commands.add_parser(
         "convert-lorem-jax",
         help="turn a lorem-jax checkpoint folder into a metatrain checkpoint",
@@ -59,6 +81,16 @@ def main(arguments: list[str] | None = None) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             write_csv(rows, folder / "report.csv")
             plot_parity({"model": evaluation}, folder / "parity.png")
+        elif options.command == "prepare":
+            from .prepare import prepare_file
+
+            summary = prepare_file(
+                options.input,
+                options.output,
+                total_charge_from_sum=options.total_charge_from_sum,
+                dipoles_about_origin=options.dipole_origin == "coordinates",
+            )
+            print(summary)
         else:
             from .convert.lorem_jax import convert as convert_lorem_jax
 

@@ -1,0 +1,177 @@
+"""Names of charges and dipoles that metatrain can read, and checks of their values.
+
+ASE moves ``charges`` and ``dipole`` of an extended XYZ file into a calculator, where metatrain's
+reader looks for energy, forces and stress only.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import ase
+import ase.io
+import numpy as np
+from ase.data import atomic_masses
+
+from .prepare_summary import Summary
+
+ROUNDING_LIMIT = 0.1
+"""Largest distance in e of a sum of atomic charges from the integer that is taken for it."""
+
+
+def prepare_file(
+    source: str | Path,
+    destination: str | Path,
+    total_charge_from_sum: bool = False,
+    dipoles_about_origin: bool = False,
+) -> Summary:
+    """Write the structures of a file as :func:`prepare` names them.
+
+    ASE writes numbers of atoms (positions, forces, charges) with eight decimals.
+
+    :param source: file that ASE can read
+    :param destination: file to write, extended XYZ
+    :param total_charge_from_sum: see :func:`prepare`
+    :param dipoles_about_origin: see :func:`prepare`
+    :raises ValueError: if the file cannot be read or overwritten, and as :func:`prepare`
+    """
+    source, destination = Path(source), Path(destination)
+    if destination.suffix not in (".xyz", ".extxyz"):
+        raise ValueError(f"{destination}: let the name end in .xyz, or metatrain cannot read it")
+    if destination.exists() and source.exists() and os.path.samefile(source, destination):
+        raise ValueError(f"{destination} is the input: choose another name for the output")
+    try:
+        structures = ase.io.read(source, ":")
+    except Exception as error:  # each format of ASE has its own
+        raise ValueError(f"ASE cannot read {source}: {error}") from error
+    summary = prepare(structures, total_charge_from_sum, dipoles_about_origin)
+    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
+    try:
+        ase.io.write(temporary, structures, format="extxyz")
+        os.replace(temporary, destination)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return summary
+
+
+def prepare(
+    structures: list[ase.Atoms],
+    total_charge_from_sum: bool = False,
+    dipoles_about_origin: bool = False,
+) -> Summary:
+    """Rename, in place, what metatrain could not read; everything else stays.
+
+    Atomic charges become the column ``atomic_charge``, dipole moments ``info["dipole_moment"]``,
+    total charges ``info["charge"]``. metatrain asks for a name in all structures: those that lack a
+    value which others have get NaN. Dipole moments of periodic structures are left out.
+
+    :param structures: as ASE reads them: charges in e, dipole moments in e Å
+    :param total_charge_from_sum: take the sum of atomic charges, rounded to the nearest integer,
+        as total charge where there is none
+    :param dipoles_about_origin: the dipole moments of the structures refer to the origin of the
+        coordinates: move them to the centre of mass (μ - Q r_com), where the model has them
+    :raises ValueError: with the structure's index, if values under two names differ, are infinite
+        or of another shape, or if an option cannot be followed
+    """
+    summary = Summary(structures=len(structures))
+    for index, atoms in enumerate(structures):
+        try:
+            charges = _rename_charges(atoms, summary)
+            total_charge = _take_total_charge(atoms)
+            if total_charge is None and total_charge_from_sum and charges is not None:
+                total_charge = _rounded_sum(charges, summary)
+            if total_charge is not None:
+                atoms.info["charge"] = total_charge
+            _rename_dipole(atoms, summary, total_charge, dipoles_about_origin)
+        except ValueError as error:
+            raise ValueError(f"structure {index} (counted from 0): {error}") from None
+        summary.charges += charges is not None
+        summary.total_charges += total_charge is not None
+        if charges is not None and total_charge is not None and not np.isnan(charges).any():
+            summary.sums.append((index, float(charges.sum()), total_charge))
+    for atoms in structures:
+        if summary.charges:
+            atoms.arrays.setdefault("atomic_charge", np.full(len(atoms), np.nan))
+        if summary.dipoles:
+            atoms.info.setdefault("dipole_moment", np.full(3, np.nan))
+        if summary.total_charges:
+            atoms.info.setdefault("charge", np.nan)
+    return summary
+
+
+def _rename_charges(atoms: ase.Atoms, summary: Summary) -> np.ndarray | None:
+    sources = [(atoms.arrays, "atomic_charge"), (_results(atoms), "charges")]
+    if np.any(atoms.arrays.get("initial_charges", 0.0)):
+        sources.append((atoms.arrays, "initial_charges"))
+    elif "initial_charges" in atoms.arrays:
+        summary.zero_initial_charges += 1
+    charges = _take(sources, (len(atoms),))
+    if charges is not None:
+        atoms.arrays["atomic_charge"] = charges
+    return charges
+
+
+def _take_total_charge(atoms: ase.Atoms) -> float | None:
+    total_charge = _take([(atoms.info, "charge"), (atoms.info, "total_charge")], ())
+    return None if total_charge is None else float(total_charge)
+
+
+def _rename_dipole(
+    atoms: ase.Atoms, summary: Summary, total_charge: float | None, about_origin: bool
+) -> None:
+    dipole = _take([(atoms.info, "dipole_moment"), (_results(atoms), "dipole")], (3,))
+    if dipole is None:
+        return
+    if atoms.pbc.any():
+        summary.periodic_dipoles += 1
+        return
+    if about_origin:
+        if total_charge is None:
+            raise ValueError(
+                "its dipole moment cannot be moved to the centre of mass without its total charge: "
+                "give it as charge=... in the comment line, or use --total-charge-from-sum"
+            )
+        # the model's masses, whatever masses the file holds
+        masses = atomic_masses[atoms.numbers]
+        dipole = dipole - total_charge * masses @ atoms.positions / masses.sum()
+    atoms.info["dipole_moment"] = dipole
+    summary.dipoles += 1
+
+
+def _rounded_sum(charges: np.ndarray, summary: Summary) -> float | None:
+    total = float(charges.sum())
+    if np.isnan(total):
+        return None
+    if abs(total - round(total)) > ROUNDING_LIMIT:
+        raise ValueError(
+            f"its atomic charges sum to {total:.5g} e, further than {ROUNDING_LIMIT} e from an "
+            "integer: give its total charge as charge=... in the comment line"
+        )
+    summary.rounded += 1
+    return float(round(total))
+
+
+def _results(atoms: ase.Atoms) -> dict[str, Any]:
+    return {} if atoms.calc is None else atoms.calc.results
+
+
+def _take(sources: list[tuple[dict[str, Any], str]], shape: tuple[int, ...]) -> np.ndarray | None:
+    """Remove the value that stands under one or several names, and return it in float64.
+
+    :return: None if there is no value, or nothing but NaN
+    """
+    found = {name: np.asarray(place.pop(name)) for place, name in sources if name in place}
+    for name, values in found.items():
+        if values.dtype.kind not in "iuf" or values.shape != shape:
+            expected = f"{' x '.join(map(str, shape))} numbers" if shape else "one number"
+            raise ValueError(f"{name!r} must be {expected}, it is {values!r:.60}")
+        if np.isinf(values).any():
+            raise ValueError(f"{name!r} is infinite: correct it")
+    names = list(found)
+    for name in names[1:]:
+        # ASE rounds columns to 1e-8
+        if not np.allclose(found[name], found[names[0]], rtol=0.0, atol=1e-6, equal_nan=True):
+            raise ValueError(f"{names[0]!r} and {name!r} differ: remove one of them from the file")
+    if not names or np.isnan(found[names[0]]).all():
+        return None
+    return found[names[0]].astype(float)

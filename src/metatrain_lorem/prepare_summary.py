@@ -1,0 +1,60 @@
+"""What was found in a file by :func:`metatrain_lorem.prepare.prepare`, in words."""
+
+from dataclasses import dataclass, field
+
+SUM_TOLERANCE = 0.01
+"""Largest difference in e between the sum of atomic charges and the total charge. Atomic charges
+are written with at least three or four digits; a wrong total charge is off by far more."""
+
+
+@dataclass
+class Summary:
+    """Numbers of structures."""
+
+    structures: int = 0
+    charges: int = 0
+    """with atomic charges"""
+    zero_initial_charges: int = 0
+    """whose ``initial_charges`` are all zero, ASE's default, and not taken for labels"""
+    dipoles: int = 0
+    """with a dipole moment that was kept"""
+    periodic_dipoles: int = 0
+    """periodic ones whose dipole moment was left out"""
+    total_charges: int = 0
+    """with a total charge, given or rounded"""
+    rounded: int = 0
+    """whose total charge is the rounded sum of atomic charges"""
+    sums: list[tuple[int, float, float]] = field(default_factory=list)
+    """index, sum of atomic charges and total charge in e of each structure that has both"""
+
+    def __str__(self) -> str:
+        """A table with remarks below."""
+        rows = [
+            ("structures", self.structures),
+            ("with atomic charges (atomic_charge)", self.charges),
+            ("with dipole moment (dipole_moment)", self.dipoles),
+            ("with total charge (charge)", self.total_charges),
+        ]
+        optional = [
+            ("total charge: rounded sum", self.rounded),
+            ("periodic: dipole moment left out", self.periodic_dipoles),
+            ("initial_charges all zero: no labels", self.zero_initial_charges),
+        ]
+        lines = [f"{name:<36} {count:>9}" for name, count in rows + [x for x in optional if x[1]]]
+        if self.sums:
+            differences = [abs(total - charge) for _, total, charge in self.sums]
+            wrong = sum(difference > SUM_TOLERANCE for difference in differences)
+            index, total, charge = self.sums[differences.index(max(differences))]
+            lines.append(
+                f"Atomic charges differ from the total charge by more than {SUM_TOLERANCE} e in "
+                f"{wrong} of {len(self.sums)} structures; worst: structure {index} (counted from "
+                f"0), sum {total:.5g} e, total charge {charge:.5g} e."
+            )
+        missing = self.structures - self.total_charges
+        if missing:
+            lines.append(
+                f"{missing} structures have no total charge: training takes 0. Give it as "
+                "charge=... in the comment line, or round the sum of atomic charges with "
+                "--total-charge-from-sum."
+            )
+        return "\n".join(lines)
