@@ -27,6 +27,11 @@ def main(arguments: list[str] | None = None) -> None:
     report.add_argument("-o", "--output", default=".", help="folder for the files (default: here)")
     report.add_argument("--energy-key", default="energy", help="default: %(default)s")
     report.add_argument("--forces-key", default="forces", help="default: %(default)s")
+    report.add_argument(
+        "--charges-key",
+        default="atomic_charge",
+        help="atomic charges (e), compared if model and file have them; default: %(default)s",
+    )
 
     prepare = commands.add_parser(
         "prepare",
@@ -50,6 +55,16 @@ def main(arguments: list[str] | None = None) -> None:
         "coordinates they are moved to the centre of mass (default: %(default)s)",
     )
 
+    fix = commands.add_parser(
+        "set-charge",
+        help="build a total charge into a checkpoint",
+        description="Write a checkpoint whose exported model has one total charge for all "
+        "structures. It runs in engines that give a model no total charge: LAMMPS, i-PI, TorchSim.",
+    )
+    fix.add_argument("checkpoint", help="checkpoint of a model that was trained (.ckpt)")
+    fix.add_argument("--total-charge", type=float, required=True, help="in e")
+    fix.add_argument("-o", "--output", required=True, help="checkpoint to write (.ckpt)")
+
     convert = commands.add_parser(
         "convert-lorem-jax",
         help="turn a lorem-jax checkpoint folder into a metatrain checkpoint",
@@ -70,10 +85,15 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if options.command == "report":
             from .parity import plot_parity
-            from .report import errors, evaluate, format_table, write_csv
+            from .report import evaluate
+            from .report_table import errors, format_table, write_csv
 
             evaluation = evaluate(
-                options.model, options.test_set, options.energy_key, options.forces_key
+                options.model,
+                options.test_set,
+                options.energy_key,
+                options.forces_key,
+                options.charges_key,
             )
             rows = errors(evaluation)
             print(format_table(rows))
@@ -91,6 +111,10 @@ def main(arguments: list[str] | None = None) -> None:
                 dipoles_about_origin=options.dipole_origin == "coordinates",
             )
             print(summary)
+        elif options.command == "set-charge":
+            from .set_charge import set_charge
+
+            set_charge(options.checkpoint, options.total_charge, options.output)
         else:
             from .convert.lorem_jax import convert as convert_lorem_jax
 

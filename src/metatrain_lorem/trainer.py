@@ -1,10 +1,7 @@
 """Trainer of LOREM models."""
 
-import contextlib
 import copy
 import logging
-import os
-import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +10,12 @@ from metatrain.composition import train_or_load_composition_model
 from metatrain.scaler import train_or_load_scaler
 from metatrain.utils.abc import ModelInterface, TrainerInterface
 from metatrain.utils.data import get_num_workers, validate_num_workers
-from metatrain.utils.io import check_file_extension
 from metatrain.utils.metrics import get_selected_metric
 from torch.utils.data import Dataset
 
 from .trainer_hypers import TrainerHypers
 from .training.batches import TrainingBatches, ValidationBatches, build_collate
+from .training.checkpoint_files import write_checkpoint
 from .training.datasets import (
     check_labels,
     report_missing,
@@ -34,6 +31,8 @@ from .training.memory import check_memory
 from .training.optimizers import build_optimizers, load_states, set_learning_rate
 from .training.progress import ProgressLogger
 from .training.scales import replace_zero_scales
+from .training.total_charges import TotalChargeCheck
+from .training.unscaled import check_fixed, unscaled_targets, with_fixed
 
 
 class Trainer(TrainerInterface[TrainerHypers]):
@@ -92,7 +91,9 @@ class Trainer(TrainerInterface[TrainerHypers]):
         loss = GlobalLoss(targets=model.dataset_info.targets, config=self.hypers["loss"])
         for name, info in loss.metadata.items():
             logging.info(f"Loss of {name}: {info}")
-        evaluator = Evaluator(model, loss, self.hypers["per_structure_targets"], dtype, processes)
+        # the loss of a dipole moment is in its own unit, too, not divided by the number of atoms
+        per_structure = [*self.hypers["per_structure_targets"], *unscaled_targets(model)]
+        evaluator = Evaluator(model, loss, per_structure, dtype, processes)
         self._estimate_memory(evaluator, train_datasets, num_atoms)
 
         optimizers = build_optimizers(
@@ -128,10 +129,17 @@ class Trainer(TrainerInterface[TrainerHypers]):
         processes: Processes,
     ) -> None:
         """Fit the composition model and the scaler to targets that are new to them."""
+        unscaled = unscaled_targets(model)
+        if unscaled:
+            logging.info(f"No baseline, and scale 1: {', '.join(unscaled)}")
+        composition = model.additive_models[0]
+        without_baseline = [name for name in unscaled if name in composition.model.target_names]
         # No checkpoint_dir: `mtt train --restart auto` takes the newest *.ckpt there for ours
         train_or_load_composition_model(
-            composition_model=model.additive_models[0],
-            atomic_baseline=self.hypers["atomic_baseline"],
+            composition_model=composition,
+            atomic_baseline=with_fixed(
+                self.hypers["atomic_baseline"], without_baseline, 0.0, "atomic_baseline"
+            ),
             train_datasets=without_missing(train_datasets, model.dataset_info.targets)
             if missing
             else train_datasets,
@@ -139,13 +147,18 @@ class Trainer(TrainerInterface[TrainerHypers]):
             batch_size=self.hypers["batch_size"],
             is_distributed=processes.is_distributed,
         )
+        check_fixed(composition.model.weights, without_baseline, 0.0, "atomic_baseline")
         if self.hypers["scale_targets"]:
-            self._fit_scales(model, train_datasets, processes)
-        model.additive_models[0].weights_to(device=processes.device, dtype=torch.float64)
+            self._fit_scales(model, unscaled, train_datasets, processes)
+        composition.weights_to(device=processes.device, dtype=torch.float64)
         model.scaler.scales_to(device=processes.device, dtype=torch.float64)
 
     def _fit_scales(
-        self, model: ModelInterface, train_datasets: list[Dataset], processes: Processes
+        self,
+        model: ModelInterface,
+        unscaled: list[str],
+        train_datasets: list[Dataset],
+        processes: Processes,
     ) -> None:
         if isinstance(self.hypers["fixed_scaling_weights"], str) and not isinstance(
             self.hypers["atomic_baseline"], str
@@ -156,13 +169,16 @@ class Trainer(TrainerInterface[TrainerHypers]):
             )
         train_or_load_scaler(
             scaler=model.scaler,
-            fixed_weights=self.hypers["fixed_scaling_weights"],
+            fixed_weights=with_fixed(
+                self.hypers["fixed_scaling_weights"], unscaled, 1.0, "fixed_scaling_weights"
+            ),
             train_datasets=train_datasets,
             additive_models=model.additive_models,
             batch_size=self.hypers["batch_size"],
             is_distributed=processes.is_distributed,
             per_structure_targets=self.hypers["per_structure_targets"],
         )
+        check_fixed(model.scaler.model.scales, unscaled, 1.0, "fixed_scaling_weights")
         replace_zero_scales(model.scaler, model.additive_models[0])
 
     def _batches(
@@ -275,7 +291,6 @@ class Trainer(TrainerInterface[TrainerHypers]):
         :param model: the model
         :param path: file to write, ending in ``.ckpt``
         """
-        path = Path(check_file_extension(path, ".ckpt"))
         checkpoint = model.get_checkpoint()
         checkpoint.update(
             {
@@ -290,17 +305,7 @@ class Trainer(TrainerInterface[TrainerHypers]):
         )
         if self.best_model_state_dict is not None:
             checkpoint["best_model_state_dict"] = self.best_model_state_dict
-        _remove_remains(path.parent)
-        # A name that `mtt train --restart auto` does not take for a checkpoint
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_checkpoint(checkpoint, path)
 
     @classmethod
     def load_checkpoint(
@@ -342,15 +347,6 @@ class Trainer(TrainerInterface[TrainerHypers]):
         return checkpoint
 
 
-def _remove_remains(folder: Path) -> None:
-    """Remove the unfinished files of runs that were killed while they wrote a checkpoint."""
-    for path in folder.glob(".*.ckpt.*.tmp"):
-        # a younger one may be that of a run that still writes; another process may be faster
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > 3600:
-                path.unlink()
-
-
 def _check_data(
     model: ModelInterface,
     train_datasets: list[Dataset],
@@ -363,9 +359,16 @@ def _check_data(
     results = []
     for split, datasets in (("training", train_datasets), ("validation", val_datasets)):
         part = share(datasets, processes.rank, processes.size)
-        counts, num_atoms = check_labels(part, targets, split, processes.device)
+        total_charges = TotalChargeCheck.of(model, split)
+        counts, num_atoms = check_labels(
+            part, targets, split, processes.device, also=total_charges.add
+        )
         counts = {name: processes.sum(count) for name, count in counts.items()}
         report_missing(counts, split)
+        lowest, highest = total_charges.finish(processes)
+        if split == "training" and lowest <= highest:
+            known = model.total_charge_range
+            known[0], known[1] = min(lowest, float(known[0])), max(highest, float(known[1]))
         results.append((num_atoms, any(count[0] > 0 for count in counts.values())))
     if not any(len(dataset) > 0 for dataset in val_datasets):
         logging.info("The validation set is empty: the last model counts as the best")

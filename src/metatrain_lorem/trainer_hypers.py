@@ -71,15 +71,22 @@ class TrainerHypers(TypedDict):
 
     By default a least-squares fit to the training set. ``{"energy": {1: -0.5}}`` fixes the energy
     of hydrogen, ``{"energy": 0.0}`` that of all elements; a path names the checkpoint of a trained
-    composition model.
+    composition model. Charges of atoms, ``mtt::atomic_charge``, never have a baseline.
     """
     scale_targets: bool = True
-    """Divide each target by its root mean square over the training set (baseline removed)."""
+    """Divide each target by its root mean square over the training set (baseline removed).
+
+    Charges of atoms and, with charge equilibration, dipole moments are never divided: their losses
+    are in e² and (e Å)².
+    """
     fixed_scaling_weights: FixedScalerWeights | str = {}
     """Scales that replace the computed ones: a value per target or per target and element, or the
     checkpoint of a scaler (then ``atomic_baseline`` must be a checkpoint, too)."""
     per_structure_targets: list[str] = []
-    """Targets whose losses and errors are taken per structure instead of per atom."""
+    """Targets whose losses and errors are taken per structure instead of per atom.
+
+    With charge equilibration, ``mtt::dipole_moment`` always is.
+    """
     rotational_augmentation: bool = False
     """Rotate and invert structures and labels at random in every epoch.
 

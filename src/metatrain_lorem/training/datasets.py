@@ -1,6 +1,7 @@
 """Data sets: their shares for processes, and checks of their labels before training."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,7 +48,11 @@ def share(datasets: list[Dataset], rank: int, size: int) -> list[Dataset]:
 
 
 def check_labels(
-    datasets: list[Dataset], targets: dict[str, TargetInfo], split: str, device: torch.device
+    datasets: list[Dataset],
+    targets: dict[str, TargetInfo],
+    split: str,
+    device: torch.device,
+    also: Callable[[dict[str, Any], int], None] | None = None,
 ) -> tuple[dict[str, torch.Tensor], list[list[int]]]:
     """Count the labels and those that are missing (NaN); refuse what cannot be trained on.
 
@@ -55,6 +60,7 @@ def check_labels(
     :param targets: targets of the model
     :param split: ``"training"`` or ``"validation"``
     :param device: device of the result
+    :param also: another check, called with the fields of each structure and its index in the file
     :return: per quantity, i.e. target or gradient, the numbers of missing and of all labels
         ``[2]``; and the number of atoms of each structure of each data set
     :raises ValueError: for an infinite label, and for a structure that :func:`check_structure`
@@ -67,8 +73,11 @@ def check_labels(
         for i in range(len(dataset)):
             fields = dataset[i]._asdict()
             num_atoms[-1].append(len(fields["system"]))
-            where = f"{structure_index(dataset, i)} of the {split} set"
+            index = structure_index(dataset, i)
+            where = f"{index} of the {split} set"
             check_structure(fields["system"], f"Structure {where}")
+            if also is not None:
+                also(fields, index)
             for target in targets.keys() & fields.keys():
                 for block in fields[target].blocks():
                     labels = {target: block.values}

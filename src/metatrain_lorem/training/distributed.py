@@ -40,6 +40,16 @@ class Processes:
             dist.all_reduce(values)
         return values
 
+    def gather(self, value: Any) -> list[Any]:
+        """
+        :param value: a picklable object
+        :return: those of all processes
+        """
+        values = [value] * self.size
+        if self.is_distributed:
+            dist.all_gather_object(values, value)
+        return values
+
     def from_first(self, value: Any) -> Any:
         """
         :param value: a picklable object
@@ -80,12 +90,8 @@ class Processes:
         :param datasets: all data sets of this process
         :raises ValueError: if they differ, as they do when each process drew its own random seed
         """
-        if not self.is_distributed:
-            return
         checksum = zlib.crc32(repr([split_indices(dataset) for dataset in datasets]).encode())
-        checksums: list[int] = [0] * self.size
-        dist.all_gather_object(checksums, checksum)
-        if len(set(checksums)) > 1:
+        if len(set(self.gather(checksum))) > 1:
             raise ValueError(
                 "The processes of this distributed run split the data differently into training "
                 "and validation sets, because each drew its own random seed. Set `seed` at the "

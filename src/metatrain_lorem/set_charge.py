@@ -1,0 +1,63 @@
+"""A total charge built into a checkpoint, for engines that can't give one to a model."""
+
+import logging
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .model import Lorem
+from .training.checkpoint_files import write_checkpoint
+
+RANGE_TOLERANCE = 1e-3
+"""Margin in e around the trained range: a model in float32 has rounded it."""
+
+
+def set_charge(checkpoint_path: str | Path, total_charge: float, output_path: str | Path) -> None:
+    """Write a checkpoint of a model that takes one total charge for all structures.
+
+    :param checkpoint_path: checkpoint of a model that was trained with total charges, or with
+        charge equilibration
+    :param total_charge: in e; a warning is logged where the training data have none like it
+    :param output_path: checkpoint to write
+    :raises ValueError: for a total charge that is not finite, for a file that is not such a
+        checkpoint, and if the output is the input
+    """
+    if not math.isfinite(total_charge):
+        raise ValueError(f"the total charge must be a finite number: {total_charge}")
+    if Path(output_path).resolve() == Path(checkpoint_path).resolve():
+        raise ValueError(f"{output_path} would overwrite the model that takes any total charge")
+    checkpoint = _load(Path(checkpoint_path))
+    data = checkpoint["model_data"]
+    equilibrated = data["model_hypers"].get("charge_equilibration", {}).get("enable", False)
+    if not equilibrated and "charge" not in data["dataset_info"].extra_data:
+        raise ValueError(
+            f"{checkpoint_path}: the model was trained without total charges and without charge "
+            "equilibration, so a total charge has no meaning to it"
+        )
+    lowest, highest = checkpoint["model_state_dict"]["total_charge_range"].tolist()
+    if not lowest - RANGE_TOLERANCE <= total_charge <= highest + RANGE_TOLERANCE:
+        logging.warning(
+            f"The total charge {total_charge:g} is outside of the training data's, {lowest:g} to "
+            f"{highest:g}: the model extrapolates"
+        )
+    data["total_charge"] = float(total_charge)
+    path = write_checkpoint(checkpoint, output_path)
+    logging.info(f"Wrote {path}, with a total charge of {total_charge:g} e")
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The checkpoint in a file, in the current version."""
+    try:
+        checkpoint = torch.load(path, weights_only=False, map_location="cpu")
+        name = checkpoint["architecture_name"]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a checkpoint (.ckpt) of metatrain: {error}") from error
+    if name != "lorem":
+        raise ValueError(f"{path} is a checkpoint of {name}, not of lorem")
+    try:
+        return Lorem.upgrade_checkpoint(checkpoint)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}") from error
