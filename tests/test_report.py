@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.io import write
+from ase.io import read, write
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from metatomic.torch import (
     AtomisticModel,
@@ -20,7 +20,8 @@ from metatomic.torch import (
 )
 
 from metatrain_lorem.__main__ import main
-from metatrain_lorem.report import errors, evaluate
+from metatrain_lorem.report import evaluate
+from metatrain_lorem.report_table import errors
 
 
 class SpringsAndCharge(torch.nn.Module):
@@ -42,6 +43,9 @@ class SpringsAndCharge(torch.nn.Module):
         outputs: Dict[str, ModelOutput],
         selected_atoms: Optional[Labels] = None,
     ) -> Dict[str, TensorMap]:
+        return {"energy": self.energy(systems)}
+
+    def energy(self, systems: List[System]) -> TensorMap:
         energies: list[torch.Tensor] = []
         for system in systems:
             pairs = system.get_neighbor_list(self.requested_neighbor_lists()[0]).values
@@ -51,22 +55,72 @@ class SpringsAndCharge(torch.nn.Module):
         labels = Labels("system", torch.arange(len(systems)).reshape(-1, 1))
         properties = Labels("energy", torch.zeros(1, 1, dtype=torch.int32))
         block = TensorBlock(energy, labels, [], properties)
-        return {"energy": TensorMap(Labels("_", torch.zeros(1, 1, dtype=torch.int32)), [block])}
+        return TensorMap(Labels("_", torch.zeros(1, 1, dtype=torch.int32)), [block])
 
 
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory):
+class WithCharges(SpringsAndCharge):
+    """In addition q = Q/2 ± 0.8 e on Na and Cl, and their dipole moment about the origin."""
+
+    def forward(
+        self,
+        systems: List[System],
+        outputs: Dict[str, ModelOutput],
+        selected_atoms: Optional[Labels] = None,
+    ) -> Dict[str, TensorMap]:
+        result: Dict[str, TensorMap] = {"energy": self.energy(systems)}
+        single = torch.zeros(1, 1, dtype=torch.int32)
+        charges: list[torch.Tensor] = []
+        dipoles: list[torch.Tensor] = []
+        atoms: list[List[int]] = []
+        for index, system in enumerate(systems):
+            total = system.get_data("charge").block().values
+            q = total.flatten() / 2 + 0.8 * torch.sign(14 - system.types).to(total.dtype)
+            charges.append(q.reshape(-1, 1))
+            dipoles.append((q @ system.positions).reshape(1, 3, 1))
+            for atom in range(len(system)):
+                atoms.append([index, atom])
+            if bool(system.pbc.any()) and "mtt::dipole_moment" in outputs:
+                raise ValueError("periodic structures have no dipole moment")
+        if "charge" in outputs:
+            samples = Labels(["system", "atom"], torch.tensor(atoms))
+            block = TensorBlock(torch.cat(charges), samples, [], Labels("charge", single))
+            result["charge"] = TensorMap(Labels("_", single), [block])
+        if "mtt::dipole_moment" in outputs:
+            samples = Labels("system", torch.arange(len(systems)).reshape(-1, 1))
+            xyz = Labels("xyz", torch.arange(3).reshape(-1, 1))
+            block = TensorBlock(torch.cat(dipoles), samples, [xyz], Labels("dipole_moment", single))
+            result["mtt::dipole_moment"] = TensorMap(Labels("_", single), [block])
+        return result
+
+
+def save(model, path, **outputs):
     capabilities = ModelCapabilities(
-        outputs={"energy": ModelOutput(unit="eV", sample_kind="system")},
+        outputs={"energy": ModelOutput(unit="eV", sample_kind="system"), **outputs},
         atomic_types=[11, 17],
         interaction_range=5.0,
         length_unit="angstrom",
         supported_devices=["cpu"],
         dtype="float64",
     )
-    path = tmp_path_factory.mktemp("model") / "springs.pt"
-    AtomisticModel(SpringsAndCharge().eval(), ModelMetadata(), capabilities).save(path)
+    AtomisticModel(model.eval(), ModelMetadata(), capabilities).save(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    return save(SpringsAndCharge(), tmp_path_factory.mktemp("model") / "springs.pt")
+
+
+@pytest.fixture(scope="module")
+def charge_model_path(tmp_path_factory):
+    return save(
+        WithCharges(),
+        tmp_path_factory.mktemp("model") / "charges.pt",
+        **{
+            "charge": ModelOutput(unit="e", sample_kind="atom"),
+            "mtt::dipole_moment": ModelOutput(unit="e*A", sample_kind="system"),
+        },
+    )
 
 
 def write_pairs(path, energy_key="energy", forces_key="forces", charges=(0, 1)):
@@ -153,6 +207,87 @@ def test_command_writes_table_and_plot(model_path, tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert float(rows[0]["energy RMSE (meV/atom)"]) == pytest.approx(158.1138830)
     assert (folder / "parity.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def charged_test_set(tmp_path):
+    """As test_set, but four structures, of which two lack labels, and one is periodic.
+
+    Charges are off by 0.01 and -0.03 e on sodium, and a dipole component by 0.05 e Å.
+    """
+    frames = read(write_pairs(tmp_path / "test.xyz"), ":") * 2
+    frames = [atoms.copy() for atoms in frames]
+    for atoms, energy, error in zip(frames, (4.0, 12.0) * 2, (0.01, -0.03, 0.0, 0.0), strict=True):
+        charges = atoms.info["charge"] / 2 + np.array([0.8, -0.8])
+        atoms.arrays["atomic_charge"] = charges - [error, 0.0]
+        atoms.info["dipole_moment"] = charges @ atoms.positions
+        atoms.arrays["forces"] = np.zeros((2, 3))
+        atoms.info["energy"] = energy
+    frames[0].info["dipole_moment"] += [0.0, 0.05, 0.0]
+    frames[1].cell, frames[1].pbc = np.eye(3) * 20, True
+    frames[2].arrays["atomic_charge"] = np.full(2, np.nan)
+    frames[2].info["dipole_moment"] = np.full(3, np.nan)
+    del frames[3].arrays["atomic_charge"], frames[3].info["dipole_moment"]
+    write(tmp_path / "test.xyz", frames, format="extxyz")
+    return tmp_path / "test.xyz"
+
+
+def test_charges_and_dipoles(charge_model_path, charged_test_set):
+    evaluation = evaluate(charge_model_path, charged_test_set)
+    expected = [0.8, -0.8, 1.3, -0.3] + 4 * [np.nan]
+    np.testing.assert_allclose(evaluation.predicted_atomic_charges, expected, atol=1e-12)
+    # about the origin, where sodium is: -0.8 e at 2 Å
+    expected = [[-1.6, 0.0, 0.0]] + 3 * [[np.nan] * 3]
+    np.testing.assert_allclose(evaluation.predicted_dipoles, expected, atol=1e-12)
+
+    rows = {row["group"]: row for row in errors(evaluation)}
+    charge = {name: row["charge RMSE (me)"] for name, row in rows.items()}
+    assert charge["all"] == pytest.approx(np.sqrt((10**2 + 30**2) / 4))
+    assert charge["Na"] == pytest.approx(np.sqrt((10**2 + 30**2) / 2))
+    assert charge["Cl"] == pytest.approx(0.0, abs=1e-9)
+    assert charge["charge +1"] == pytest.approx(np.sqrt(30**2 / 2))
+    assert rows["all"]["charge MAE (me)"] == pytest.approx(40 / 4)
+    assert rows["Na"]["charge MAE (me)"] == pytest.approx(40 / 2)
+    dipole = {name: row["dipole RMSE (me Å)"] for name, row in rows.items()}
+    assert dipole["all"] == dipole["charge +0"] == pytest.approx(50 / np.sqrt(3))
+    assert np.isnan([dipole["Na"], dipole["charge +1"]]).all()
+
+
+def test_command_with_charges(charge_model_path, charged_test_set, tmp_path, capsys):
+    frames = read(charged_test_set, ":")
+    for atoms in frames[:3]:
+        atoms.arrays["hirshfeld"] = atoms.arrays.pop("atomic_charge")
+    write(charged_test_set, frames, format="extxyz")
+    command = ["report", str(charge_model_path), str(charged_test_set), "-o", str(tmp_path)]
+    main([*command, "--charges-key", "hirshfeld"])
+    header, _, every = capsys.readouterr().out.splitlines()[:3]
+    assert header.endswith("| charge RMSE (me) | charge MAE (me) | dipole RMSE (me Å) |")
+    assert every.split()[-6:] == ["15.81", "|", "10.00", "|", "28.87", "|"]
+    plot = (tmp_path / "parity.png").read_bytes()
+    with open(tmp_path / "report.csv", encoding="utf-8") as file:
+        assert float(next(csv.DictReader(file))["charge MAE (me)"]) == pytest.approx(10.0)
+    # four panels instead of three
+    main(command)
+    assert "charge RMSE" not in capsys.readouterr().out
+    width = [int.from_bytes(x[16:20]) for x in (plot, (tmp_path / "parity.png").read_bytes())]
+    assert width[0] * 3 == width[1] * 4
+
+
+def test_model_without_charges_has_no_columns_for_them(model_path, charged_test_set):
+    assert list(errors(evaluate(model_path, charged_test_set))[0])[-1] == "force MAE (meV/Å)"
+
+
+@pytest.mark.parametrize(
+    "name, values, message",
+    [("atomic_charge", np.zeros((2, 3)), "one number per atom"), ("dipole_moment", 1.0, "three")],
+)
+def test_labels_of_wrong_shape(charge_model_path, charged_test_set, name, values, message):
+    frames = read(charged_test_set, ":")
+    place = frames[1 if name == "atomic_charge" else 2]
+    (place.arrays if name == "atomic_charge" else place.info)[name] = values
+    write(charged_test_set, frames, format="extxyz")
+    with pytest.raises(ValueError, match=rf"structure [12]: '{name}' is not {message}"):
+        evaluate(charge_model_path, charged_test_set)
 
 
 @pytest.mark.parametrize(

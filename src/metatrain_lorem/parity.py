@@ -1,4 +1,4 @@
-"""Parity plot: predicted against reference energies and forces."""
+"""Parity plot: predicted against reference values."""
 
 from pathlib import Path
 
@@ -6,14 +6,16 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from .report import Evaluation, errors
+from .report import Evaluation
+from .report_table import errors
 
 # blue and orange stay apart for colour-blind readers and in grey
 COLORS = ("#d95f02", "#1f4e8c", "#4d9221")
 
 
 def plot_parity(evaluations: dict[str, Evaluation], path: str | Path) -> None:
-    """Two panels, energies and forces, of one or several models on the same test set.
+    """Panels of energies, forces and, if an evaluation has them, atomic charges and dipole moments
+    of one or several models on the same test set.
 
     Energies are shown without the least-squares composition fit of the reference, which would
     hide everything else.
@@ -21,36 +23,19 @@ def plot_parity(evaluations: dict[str, Evaluation], path: str | Path) -> None:
     :param evaluations: label -> evaluation; at most three
     :param path: image file to write
     """
+    panels = {label: _panels(evaluation) for label, evaluation in evaluations.items()}
+    units = {title: x[title][0] for x in panels.values() for title in x}
     with matplotlib.rc_context(
         {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     ):
-        figure = Figure(figsize=(7.4, 3.7), layout="constrained")
-        energy_axes, force_axes = figure.subplots(1, 2)
-        for color, (label, evaluation) in zip(COLORS, evaluations.items(), strict=False):
-            overall = errors(evaluation)[0]
-            num_atoms = evaluation.composition.sum(axis=1)
-            baseline = _composition_fit(evaluation)
-            energy_axes.scatter(
-                (evaluation.energy - baseline) / num_atoms,
-                (evaluation.predicted_energy - baseline) / num_atoms,
-                label=f"{label}: RMSE {overall['energy RMSE (meV/atom)']:.2g} meV/atom",
-                **_marker(color, len(num_atoms)),
-            )
-            force_axes.scatter(
-                evaluation.forces,
-                evaluation.predicted_forces,
-                label=f"{label}: RMSE {overall['force RMSE (meV/Å)']:.3g} meV/Å",
-                **_marker(color, evaluation.forces.size),
-            )
-        energy_axes.set(
-            title="Energy, composition fit removed",
-            xlabel="reference (eV/atom)",
-            ylabel="predicted (eV/atom)",
-        )
-        force_axes.set(
-            title="Force components", xlabel="reference (eV/Å)", ylabel="predicted (eV/Å)"
-        )
-        for axes in (energy_axes, force_axes):
+        figure = Figure(figsize=(3.7 * len(units), 3.7), layout="compressed")
+        for axes, (title, unit) in zip(figure.subplots(1, len(units)), units.items(), strict=True):
+            for color, (label, of_model) in zip(COLORS, panels.items(), strict=False):
+                if title in of_model:
+                    _, reference, predicted, error = of_model[title]
+                    text = f"{label}: RMSE {error}"
+                    axes.scatter(reference, predicted, label=text, **_marker(color, reference.size))
+            axes.set(title=title, xlabel=f"reference ({unit})", ylabel=f"predicted ({unit})")
             low, high = axes.dataLim.min.min(), axes.dataLim.max.max()
             margin = 0.05 * (high - low) or 1.0
             limits = (low - margin, high + margin)
@@ -58,6 +43,42 @@ def plot_parity(evaluations: dict[str, Evaluation], path: str | Path) -> None:
             axes.set(xlim=limits, ylim=limits, aspect="equal")
             axes.legend(loc="upper left", frameon=False, handletextpad=0.1, fontsize=8)
         figure.savefig(path, dpi=200)
+
+
+def _panels(evaluation: Evaluation) -> dict[str, tuple[str, np.ndarray, np.ndarray, str]]:
+    """Title -> unit, reference, prediction, RMSE with its unit."""
+    overall = errors(evaluation)[0]
+    num_atoms = evaluation.composition.sum(axis=1)
+    baseline = _composition_fit(evaluation)
+    panels = {
+        "Energy, composition fit removed": (
+            "eV/atom",
+            (evaluation.energy - baseline) / num_atoms,
+            (evaluation.predicted_energy - baseline) / num_atoms,
+            f"{overall['energy RMSE (meV/atom)']:.2g} meV/atom",
+        ),
+        "Force components": (
+            "eV/Å",
+            evaluation.forces,
+            evaluation.predicted_forces,
+            f"{overall['force RMSE (meV/Å)']:.3g} meV/Å",
+        ),
+    }
+    if evaluation.atomic_charges is not None:
+        panels["Atomic charges"] = (
+            "e",
+            evaluation.atomic_charges,
+            evaluation.predicted_atomic_charges,
+            f"{overall['charge RMSE (me)']:.3g} me",
+        )
+    if evaluation.dipoles is not None:
+        panels["Dipole components"] = (
+            "e Å",
+            evaluation.dipoles,
+            evaluation.predicted_dipoles,
+            f"{overall['dipole RMSE (me Å)']:.3g} me Å",
+        )
+    return panels
 
 
 def _composition_fit(evaluation: Evaluation) -> np.ndarray:

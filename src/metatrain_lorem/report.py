@@ -1,6 +1,5 @@
-"""Errors of a trained model on a test set, also per element and per total charge."""
+"""Predictions of a trained model for a test set, beside its labels."""
 
-import csv
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +22,8 @@ from metatrain.utils.system_data import get_system_data_transform
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = (
-    "group",
-    "structures",
-    "atoms",
-    "energy RMSE (meV/atom)",
-    "energy MAE (meV/atom)",
-    "force RMSE (meV/Å)",
-    "force MAE (meV/Å)",
-)
+DIPOLE_KEY = "dipole_moment"
+"""Name of dipole moments in the file; periodic structures have none (it depends on the cell)."""
 
 
 @dataclass
@@ -53,6 +45,14 @@ class Evaluation:
     forces: np.ndarray
     """[N, 3] reference in eV/Å"""
     predicted_forces: np.ndarray
+    atomic_charges: np.ndarray | None = None
+    """[N] reference in e, NaN where the file has none; None if the model gives none"""
+    predicted_atomic_charges: np.ndarray | None = None
+    """[N] NaN for structures without reference"""
+    dipoles: np.ndarray | None = None
+    """[S, 3] reference in e Å, NaN where the file has none; None if the model gives none"""
+    predicted_dipoles: np.ndarray | None = None
+    """[S, 3] NaN for structures without reference"""
 
 
 def evaluate(
@@ -60,13 +60,16 @@ def evaluate(
     test_path: str | Path,
     energy_key: str = "energy",
     forces_key: str = "forces",
+    charges_key: str = "atomic_charge",
 ) -> Evaluation:
-    """Predict energies and forces of a test set.
+    """Predict energies and forces of a test set, with atomic charges and dipole moments if the
+    model has them (outputs ``charge`` and ``mtt::dipole_moment``) and the file too.
 
     :param model_path: exported model (``.pt``) or checkpoint (``.ckpt``)
     :param test_path: file with structures, energies in eV and forces in eV/Å, readable by ASE
     :param energy_key: name of the energy in the file
     :param forces_key: name of the forces in the file
+    :param charges_key: name of the atomic charges in the file; dipole moments: ``dipole_moment``
     :raises FileNotFoundError: if there is no model file
     :raises ValueError: if labels are missing or the model predicts no energy
     """
@@ -85,16 +88,38 @@ def evaluate(
     dtype = {"float32": torch.float32, "float64": torch.float64}[capabilities.dtype]
     model.to(device)
 
-    target = {
+    targets = {
         "energy": get_energy_target_info("energy", {"unit": "eV"}, add_position_gradients=True)
     }
+    # labels per structure of what both the model and the file have
+    labels: dict[str, list[np.ndarray]] = {}
+    for name, key, values in (
+        ("charge", charges_key, _atomic_charges(structures, charges_key)),
+        ("mtt::dipole_moment", DIPOLE_KEY, _dipoles(structures)),
+    ):
+        if name in capabilities.outputs:
+            if all(np.isnan(x).all() for x in values):
+                logger.info("%s: no %r to compare the model's %r with", test_path, key, name)
+            else:
+                labels[name] = values
     neighbor_lists = get_requested_neighbor_lists(model)
     energies, forces = [], []
-    for system in _systems(structures, model):
+    predictions: dict[str, list[np.ndarray]] = {name: [] for name in labels}
+    for index, system in enumerate(_systems(structures, model)):
         system = get_system_with_neighbor_lists(system, neighbor_lists).to(dtype, device)
-        block = evaluate_model(model, [system], target, is_training=False)["energy"].block()
+        wanted = [name for name, values in labels.items() if not np.isnan(values[index]).all()]
+        requested = targets | {name: capabilities.outputs[name] for name in wanted}
+        outputs = evaluate_model(model, [system], requested, is_training=False)
+        block = outputs["energy"].block()
         energies.append(block.values.item())
         forces.append(-block.gradient("positions").values.squeeze(-1).cpu().numpy())
+        for name, values in labels.items():
+            missing = np.full_like(values[index], np.nan)
+            predictions[name].append(
+                outputs[name].block().values.detach().cpu().numpy().reshape(missing.shape)
+                if name in wanted
+                else missing
+            )
 
     symbol = np.concatenate([atoms.get_chemical_symbols() for atoms in structures])
     elements = sorted(set(symbol.tolist()))
@@ -109,68 +134,11 @@ def evaluate(
         predicted_energy=np.array(energies),
         forces=np.concatenate([atoms.arrays[forces_key] for atoms in structures]),
         predicted_forces=np.concatenate(forces),
+        atomic_charges=_joined(labels, "charge"),
+        predicted_atomic_charges=_joined(predictions, "charge"),
+        dipoles=_joined(labels, "mtt::dipole_moment"),
+        predicted_dipoles=_joined(predictions, "mtt::dipole_moment"),
     )
-
-
-def errors(evaluation: Evaluation) -> list[dict[str, str | int | float]]:
-    """Rows of the table: all structures, each element (forces), each total charge.
-
-    :return: one dictionary per row with the keys ``COLUMNS``; missing (NaN) labels are left out
-    """
-    num_atoms = evaluation.composition.sum(axis=1)
-    energy_error = 1e3 * (evaluation.predicted_energy - evaluation.energy) / num_atoms
-    force_error = 1e3 * (evaluation.predicted_forces - evaluation.forces)
-
-    everything = np.ones(len(num_atoms), dtype=bool)
-    groups = [("all", everything, everything[evaluation.structure])]
-    for element in evaluation.elements:
-        groups.append((element, None, evaluation.symbol == element))
-    for charge in np.unique(evaluation.charge[~np.isnan(evaluation.charge)]):
-        chosen = evaluation.charge == charge
-        groups.append((f"charge {charge:+g}", chosen, chosen[evaluation.structure]))
-
-    rows = []
-    for name, chosen_structures, chosen_atoms in groups:
-        # the energy of a structure cannot be split between its elements
-        energies = np.array([]) if chosen_structures is None else energy_error[chosen_structures]
-        num_structures = len(np.unique(evaluation.structure[chosen_atoms]))
-        numbers = (
-            *_rmse_and_mae(energies),
-            *_rmse_and_mae(force_error[chosen_atoms]),
-        )
-        values = (name, num_structures, int(chosen_atoms.sum()), *numbers)
-        rows.append(dict(zip(COLUMNS, values, strict=True)))
-    return rows
-
-
-def _rmse_and_mae(differences: np.ndarray) -> tuple[float, float]:
-    known = differences[~np.isnan(differences)]
-    if len(known) == 0:
-        return np.nan, np.nan
-    return float(np.sqrt(np.mean(known**2))), float(np.mean(np.abs(known)))
-
-
-def format_table(rows: list[dict[str, str | int | float]]) -> str:
-    """The rows of :func:`errors` as a Markdown table."""
-
-    def cell(value: str | int | float) -> str:
-        if isinstance(value, float):
-            return "" if np.isnan(value) else f"{value:.2f}"
-        return str(value)
-
-    lines = [list(COLUMNS)] + [[cell(row[column]) for column in COLUMNS] for row in rows]
-    widths = [max(len(line[k]) for line in lines) for k in range(len(COLUMNS))]
-    lines.insert(1, ["-" * (width - 1) + ":" for width in widths])
-    padded = ([text.rjust(width) for text, width in zip(x, widths, strict=True)] for x in lines)
-    return "\n".join("| " + " | ".join(line) + " |" for line in padded)
-
-
-def write_csv(rows: list[dict[str, str | int | float]], path: str | Path) -> None:
-    """The rows of :func:`errors` as comma-separated values."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _require_labels(
@@ -188,6 +156,33 @@ def _require_labels(
                     f"{path}: structure {index} has no {key!r}, only: {', '.join(known)}; "
                     f"name the right one with {option}"
                 )
+
+
+def _atomic_charges(structures: list[ase.Atoms], key: str) -> list[np.ndarray]:
+    """Per structure [atoms] in e, NaN where there are none."""
+    charges = []
+    for index, atoms in enumerate(structures):
+        values = np.asarray(atoms.arrays.get(key, np.full(len(atoms), np.nan)))
+        if values.dtype.kind not in "iuf" or values.size != len(atoms):
+            raise ValueError(f"structure {index}: {key!r} is not one number per atom")
+        charges.append(values.astype(float).flatten())
+    return charges
+
+
+def _dipoles(structures: list[ase.Atoms]) -> list[np.ndarray]:
+    """Per structure [1, 3] in e Å, NaN where there is none and for periodic structures."""
+    missing = np.full(3, np.nan)
+    dipoles = []
+    for index, atoms in enumerate(structures):
+        dipole = np.asarray(missing if atoms.pbc.any() else atoms.info.get(DIPOLE_KEY, missing))
+        if dipole.dtype.kind not in "iuf" or dipole.shape != (3,):
+            raise ValueError(f"structure {index}: {DIPOLE_KEY!r} is not three numbers")
+        dipoles.append(dipole.astype(float)[None])
+    return dipoles
+
+
+def _joined(values: dict[str, list[np.ndarray]], name: str) -> np.ndarray | None:
+    return np.concatenate(values[name]) if name in values else None
 
 
 def _systems(structures: list[ase.Atoms], model: AtomisticModel) -> list[System]:
