@@ -281,13 +281,16 @@ def test_model_without_charges_has_no_columns_for_them(model_path, charged_test_
     "name, values, message",
     [("atomic_charge", np.zeros((2, 3)), "one number per atom"), ("dipole_moment", 1.0, "three")],
 )
-def test_labels_of_wrong_shape(charge_model_path, charged_test_set, name, values, message):
+def test_labels_of_wrong_shape(
+    charge_model_path, model_path, charged_test_set, name, values, message
+):
     frames = read(charged_test_set, ":")
     place = frames[1 if name == "atomic_charge" else 2]
     (place.arrays if name == "atomic_charge" else place.info)[name] = values
     write(charged_test_set, frames, format="extxyz")
     with pytest.raises(ValueError, match=rf"structure [12]: '{name}' is not {message}"):
         evaluate(charge_model_path, charged_test_set)
+    evaluate(model_path, charged_test_set)  # it has nothing to compare them with
 
 
 @pytest.mark.parametrize(

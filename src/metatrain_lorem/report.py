@@ -22,9 +22,6 @@ from metatrain.utils.system_data import get_system_data_transform
 
 logger = logging.getLogger(__name__)
 
-DIPOLE_KEY = "dipole_moment"
-"""Name of dipole moments in the file; periodic structures have none (it depends on the cell)."""
-
 
 @dataclass
 class Evaluation:
@@ -93,11 +90,12 @@ def evaluate(
     }
     # labels per structure of what both the model and the file have
     labels: dict[str, list[np.ndarray]] = {}
-    for name, key, values in (
-        ("charge", charges_key, _atomic_charges(structures, charges_key)),
-        ("mtt::dipole_moment", DIPOLE_KEY, _dipoles(structures)),
+    for name, key, read_labels in (
+        ("charge", charges_key, _atomic_charges),
+        ("mtt::dipole_moment", "dipole_moment", _dipoles),
     ):
         if name in capabilities.outputs:
+            values = read_labels(structures, key)
             if all(np.isnan(x).all() for x in values):
                 logger.info("%s: no %r to compare the model's %r with", test_path, key, name)
             else:
@@ -169,14 +167,17 @@ def _atomic_charges(structures: list[ase.Atoms], key: str) -> list[np.ndarray]:
     return charges
 
 
-def _dipoles(structures: list[ase.Atoms]) -> list[np.ndarray]:
-    """Per structure [1, 3] in e Å, NaN where there is none and for periodic structures."""
+def _dipoles(structures: list[ase.Atoms], key: str) -> list[np.ndarray]:
+    """Per structure [1, 3] in e Å, NaN where there is none.
+
+    Those of periodic structures depend on the choice of the cell and count as missing.
+    """
     missing = np.full(3, np.nan)
     dipoles = []
     for index, atoms in enumerate(structures):
-        dipole = np.asarray(missing if atoms.pbc.any() else atoms.info.get(DIPOLE_KEY, missing))
+        dipole = np.asarray(missing if atoms.pbc.any() else atoms.info.get(key, missing))
         if dipole.dtype.kind not in "iuf" or dipole.shape != (3,):
-            raise ValueError(f"structure {index}: {DIPOLE_KEY!r} is not three numbers")
+            raise ValueError(f"structure {index}: {key!r} is not three numbers")
         dipoles.append(dipole.astype(float)[None])
     return dipoles
 
