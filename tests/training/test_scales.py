@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch.utils.data import Subset
 
 TARGETS = {
-    "atomic_charge": {"sample_kind": "atom", "type": "scalar"},
+    "partial": {"sample_kind": "atom", "type": "scalar"},
     "total": {"sample_kind": "system", "type": "scalar"},
     "dipole_moment": {"sample_kind": "system", "type": {"cartesian": {"rank": 1}}},
 }
@@ -21,16 +21,16 @@ TARGETS = {
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_labels_without_a_scale(small, tmp_path, caplog, target):
-    """Of the charges those of one element, of the others all."""
+    """Of the target per atom those of one element, of the others all."""
     caplog.set_level(logging.INFO)
     frames = small.structures(24)
     for i, frame in enumerate(frames):
         oxygen = frame.numbers == 8
-        frame.arrays["atomic_charge"] = oxygen * -0.2 + ~oxygen * 0.01 * frame.positions[:, 0]
+        frame.arrays["partial"] = oxygen * -0.2 + ~oxygen * 0.01 * frame.positions[:, 0]
         frame.info["total"] = 0.3 * len(frame)
         frame.info["dipole_moment"] = [0.0, 0.0, 0.0]
         if i >= 18:
-            frame.arrays["atomic_charge"][oxygen] -= 0.1
+            frame.arrays["partial"][oxygen] -= 0.1
             frame.info["total"] += 0.1
             frame.info["dipole_moment"][0] = 0.1
     path = tmp_path / "exact.xyz"
@@ -60,7 +60,7 @@ def test_labels_without_a_scale(small, tmp_path, caplog, target):
             values = scales.block().values.reshape(-1).tolist()
             assert values[-1] == 1.0
             assert all(math.isfinite(value) and value > 1e-4 for value in values)
-    if target == "atomic_charge":
+    if target == "partial":
         assert values[0] != 1.0
 
 
