@@ -1,7 +1,5 @@
 """Coulomb potentials of charges in isolated, slab and periodic structures of one batch."""
 
-import math
-
 import torch
 
 from .ewald import (
@@ -10,7 +8,7 @@ from .ewald import (
     self_and_background,
     slab_potentials,
 )
-from .geometry import batch_geometry
+from .geometry import batch_geometry, first_atoms, sort_structures
 from .isolated import isolated_potentials
 from .mesh import mesh_potentials
 from .parameters import SPLINE_ORDER, ewald_parameters
@@ -101,30 +99,11 @@ class CoulombPotential(torch.nn.Module):
         """
         geometry = batch_geometry(positions, cells, pbc, system_index, self.slab_height)
         counts = geometry.counts
-        first: list[int] = [0]
-        for count in counts:
-            first.append(first[-1] + count)
-
-        isolated: list[int] = []
-        small: list[int] = []
-        large: list[int] = []
-        has_slabs = False
-        for s, dimension in enumerate(geometry.dimensions):
-            if counts[s] == 0:
-                continue
-            has_slabs = has_slabs or dimension == 2
-            # half of the k-vectors in a sphere: k and -k count once
-            num_k = self.k_cutoff**3 * geometry.volumes[s] / (12.0 * math.pi**2)
-            # a mesh of many points has to save more: at 1e-12 it would fill the memory of a machine
-            # for a few atoms and their vacuum
-            num_points = geometry.volumes[s] / self.mesh_spacing**3
-            least_terms = self.mesh_threshold * max(1.0, num_points / self.mesh_points)
-            if dimension == 0:
-                isolated.append(s)
-            elif counts[s] * num_k > least_terms:
-                large.append(s)
-            else:
-                small.append(s)
+        first = first_atoms(counts)
+        isolated, small, large = sort_structures(
+            geometry, self.k_cutoff, self.mesh_spacing, self.mesh_threshold, self.mesh_points
+        )
+        has_slabs = 2 in geometry.dimensions
 
         potentials = torch.zeros_like(charges)
         if len(isolated) > 0:

@@ -179,3 +179,51 @@ def batch_geometry(
     return BatchGeometry(
         sum_cells, normals, height_tensor, dimensions, numbers, host_lengths, host_volumes
     )
+
+
+def sort_structures(
+    geometry: BatchGeometry,
+    k_cutoff: float,
+    mesh_spacing: float,
+    mesh_threshold: int,
+    mesh_points: int,
+) -> tuple[list[int], list[int], list[int]]:
+    """
+    Which structures are summed directly, with explicit k-vectors, and on a mesh.
+
+    :param geometry: boundaries of the batch
+    :param k_cutoff: length of the longest k-vector, 1/Angstrom
+    :param mesh_spacing: distance of mesh points, Angstrom
+    :param mesh_threshold: atoms times k-vectors above which the mesh is used
+    :param mesh_points: mesh points from which on the threshold grows in proportion: a mesh of many
+        points has to save more, at high accuracy it would fill the memory of a machine for a few
+        atoms and their vacuum
+    :return: numbers of isolated, small periodic and large periodic structures, none of them empty
+    """
+    isolated: list[int] = []
+    small: list[int] = []
+    large: list[int] = []
+    for s, dimension in enumerate(geometry.dimensions):
+        if geometry.counts[s] == 0:
+            continue
+        # half of the k-vectors in a sphere: k and -k count once
+        num_k = k_cutoff**3 * geometry.volumes[s] / (12.0 * math.pi**2)
+        num_points = geometry.volumes[s] / mesh_spacing**3
+        if dimension == 0:
+            isolated.append(s)
+        elif geometry.counts[s] * num_k > mesh_threshold * max(1.0, num_points / mesh_points):
+            large.append(s)
+        else:
+            small.append(s)
+    return isolated, small, large
+
+
+def first_atoms(counts: list[int]) -> list[int]:
+    """
+    :param counts: number of atoms of each structure
+    :return: first atom of each structure, and the number of all atoms
+    """
+    first: list[int] = [0]
+    for count in counts:
+        first.append(first[-1] + count)
+    return first

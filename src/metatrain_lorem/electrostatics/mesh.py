@@ -72,17 +72,17 @@ def axis_influence(integers: torch.Tensor, size: int, order: int) -> torch.Tenso
     return torch.sinc(integers / size) ** (2 * order) / (aliases * aliases)
 
 
-def influence_function(
-    cell: torch.Tensor, shape: list[int], smearing: float, order: int
-) -> torch.Tensor:
+def squared_wave_vectors(
+    cell: torch.Tensor, shape: list[int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    Filter that turns the Fourier transform of the mesh charges into that of the mesh potential.
+    Wave vectors of a real Fourier transform on a mesh.
 
     :param cell: cell vectors in rows, shape [3, 3], Angstrom
     :param shape: number of mesh points along the cell vectors
-    :param smearing: width of the Gaussians, Angstrom
-    :param order: order of the splines
-    :return: shape [shape[0], shape[1], shape[2] // 2 + 1]; zero for k = 0
+    :return: integers along the three axes; squares of the wave vectors, shape [shape[0], shape[1],
+        shape[2] // 2 + 1], huge for k = 0: what is divided by it is an exact zero there, in every
+        derivative too
     """
     dtype, device = cell.dtype, cell.device
     x = torch.fft.fftfreq(shape[0], dtype=dtype, device=device) * shape[0]
@@ -94,18 +94,59 @@ def influence_function(
         + y.view(1, -1, 1, 1) * reciprocal[1]
         + z.view(1, 1, -1, 1) * reciprocal[2]
     )
-    k_squared = (k * k).sum(dim=-1)
     zero = (x == 0).view(-1, 1, 1) & (y == 0).view(1, -1, 1) & (z == 0).view(1, 1, -1)
-    # a huge k gives an exact zero, in every derivative too
-    k_squared = k_squared.masked_fill(zero, 1e30)
-    gaussian = 4.0 * math.pi * torch.exp(-0.5 * smearing**2 * k_squared) / k_squared
-    return (
-        gaussian
-        / torch.det(cell).abs()
+    return x, y, z, (k * k).sum(dim=-1).masked_fill(zero, 1e30)
+
+
+def coulomb_filter(
+    cell: torch.Tensor, shape: list[int], order: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Filter that turns the Fourier transform of the mesh charges into that of their potential.
+
+    :param cell: cell vectors in rows, shape [3, 3], Angstrom
+    :param shape: number of mesh points along the cell vectors
+    :param order: order of the splines
+    :return: the filter for point charges, to be multiplied by a Gaussian, zero for k = 0; squares
+        of the wave vectors; shape [shape[0], shape[1], shape[2] // 2 + 1]
+    """
+    x, y, z, k_squared = squared_wave_vectors(cell, shape)
+    values = (
+        4.0
+        * math.pi
+        / (k_squared * torch.det(cell).abs())
         * axis_influence(x, shape[0], order).view(-1, 1, 1)
         * axis_influence(y, shape[1], order).view(1, -1, 1)
         * axis_influence(z, shape[2], order).view(1, 1, -1)
     )
+    return values, k_squared
+
+
+def interpolation(
+    positions: torch.Tensor, cell: torch.Tensor, shape: list[int], order: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The mesh points around each atom, and its share in them.
+
+    :param positions: shape [n, 3], Angstrom
+    :param cell: cell vectors in rows, shape [3, 3], Angstrom
+    :param shape: number of mesh points along the cell vectors
+    :param order: order of the splines
+    :return: indices of the flattened mesh, and weights, both of shape [n, order**3]
+    """
+    size = torch.tensor(shape, device=positions.device)
+    fractions = positions @ torch.linalg.inv(cell)
+    scaled = (fractions - torch.floor(fractions).detach()) * size
+    lower = torch.floor(scaled.detach())
+    x, y, z = spline_weights(scaled - lower, order).unbind(dim=1)
+    weights = (x.view(-1, order, 1, 1) * y.view(-1, 1, order, 1)) * z.view(-1, 1, 1, order)
+    steps = torch.arange(order, device=positions.device)
+    points = torch.remainder(lower.long().unsqueeze(-1) - steps, size.unsqueeze(-1))
+    a, b, c = points.unbind(dim=1)
+    index = (a.view(-1, order, 1, 1) * shape[1] + b.view(-1, 1, order, 1)) * shape[2] + c.view(
+        -1, 1, 1, order
+    )
+    return index.flatten(1), weights.flatten(1)
 
 
 def mesh_potentials(
@@ -130,28 +171,17 @@ def mesh_potentials(
     :return: shape [n, C], e/Angstrom
     """
     shape = [smooth_size(length / mesh_spacing) for length in lengths]
-    size = torch.tensor(shape, device=positions.device)
-    fractions = positions @ torch.linalg.inv(cell)
-    scaled = (fractions - torch.floor(fractions).detach()) * size
-    lower = torch.floor(scaled.detach())
-    weights = spline_weights(scaled - lower, order)
-    x, y, z = weights.unbind(dim=1)
-    weights = (x.view(-1, order, 1, 1) * y.view(-1, 1, order, 1)) * z.view(-1, 1, 1, order)
-    weights = weights.flatten(1).unsqueeze(-1)
-    steps = torch.arange(order, device=positions.device)
-    points = torch.remainder(lower.long().unsqueeze(-1) - steps, size.unsqueeze(-1))
-    a, b, c = points.unbind(dim=1)
-    index = (a.view(-1, order, 1, 1) * shape[1] + b.view(-1, 1, order, 1)) * shape[2] + c.view(
-        -1, 1, 1, order
-    )
+    index, weights = interpolation(positions, cell, shape, order)
     index = index.flatten()
+    weights = weights.unsqueeze(-1)
 
     num_points = shape[0] * shape[1] * shape[2]
     mesh = torch.zeros((num_points, charges.size(1)), dtype=charges.dtype, device=charges.device)
     mesh = mesh.index_add(0, index, (weights * charges.unsqueeze(1)).flatten(0, 1))
     mesh = mesh.transpose(0, 1).reshape([-1] + shape)
     waves = torch.fft.rfftn(mesh, dim=[1, 2, 3])
-    influence = influence_function(cell, shape, smearing, order)
+    influence, k_squared = coulomb_filter(cell, shape, order)
+    influence = influence * torch.exp(-0.5 * smearing**2 * k_squared)
     # TorchScript cannot differentiate a product of complex and real numbers
     waves = torch.view_as_complex(torch.view_as_real(waves) * influence.unsqueeze(-1))
     mesh = torch.fft.irfftn(waves, s=shape, dim=[1, 2, 3], norm="forward")

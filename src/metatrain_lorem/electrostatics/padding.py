@@ -42,3 +42,11 @@ def padded_index(
     offset = torch.arange(max(counts), device=device).unsqueeze(0)
     mask = offset < count
     return start + offset * mask, mask
+
+
+def present_species(species: torch.Tensor, num_species: int) -> list[int]:
+    """The species that occur, in order."""
+    counts = torch.zeros(num_species, dtype=torch.long, device=species.device)
+    counts = counts.index_add(0, species.flatten(), torch.ones_like(species.flatten()))
+    present: list[int] = torch.nonzero(counts).squeeze(1).tolist()
+    return present
