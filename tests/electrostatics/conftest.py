@@ -124,6 +124,21 @@ def random_charges():
 
 
 @pytest.fixture
+def three_species(random_structure):
+    """Hydrogen, oxygen and sodium, in turn, in a cell of any shape and orientation."""
+
+    def make(num_atoms, pbc, seed=3):
+        atoms = random_structure(num_atoms, pbc, seed)
+        atoms.numbers = [[1, 8, 11][i % 3] for i in range(num_atoms)]
+        rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))[0]
+        return ase.Atoms(
+            atoms.numbers, atoms.positions @ rotation, cell=atoms.cell @ rotation, pbc=pbc
+        )
+
+    return make
+
+
+@pytest.fixture
 def mixed_structures():
     """Isolated, slab, periodic; one atom and none among them; similar and different sizes."""
     return [

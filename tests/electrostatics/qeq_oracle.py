@@ -53,7 +53,7 @@ def isolated_matrix(positions, widths):
     real space; its limit r → 0 for i = j is 2 a_ii/√π = 1/(γ_i √π).
 
     (Rappe and Goddard, J. Phys. Chem. 95, 3358 (1991) for the method; Ko et al., Nat. Commun. 12,
-    398 (2021), equation 7, for Gaussians.)
+    398 (2021) for Gaussians.)
     """
     distances = np.linalg.norm(positions[:, None] - positions, axis=-1)
     np.fill_diagonal(distances, 1.0)
@@ -95,8 +95,7 @@ def point_charge_matrix(positions, cell, smearing):
     Σ'_n erfc(r/(√2 σ))/r + Σ_{k≠0} 4π/(V k²) exp(-σ² k²/2) cos(k·r_ij) - δ_ij √(2/π)/σ - 2πσ²/V.
 
     The last term is minus the mean of the first one, ∫ erfc(r/(√2 σ))/r d³r / V. (Ewald, Ann.
-    Phys. 369, 253 (1921); for charged cells de Leeuw, Perram and Smith, Proc. R. Soc. A 373, 27
-    (1980).)
+    Phys. 369, 253 (1921); with the background Hub et al., J. Chem. Theory Comput. 10, 381 (2014).)
 
     :param smearing: σ, which the result does not depend on
     """
