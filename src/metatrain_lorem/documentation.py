@@ -12,7 +12,11 @@ Additional outputs
 - ``feature``: the scalar features after the last stage;
 - ``mtt::aux::{target}_last_layer_features``: the hidden features before the last linear layer of a
   target, for the stages of the model one after the other: density, each step of message passing,
-  long range.
+  charge equilibration, long range. The energy of the charges is no linear function of them;
+- ``charge``: the charge of each atom (e), with charge equilibration or the target
+  ``mtt::atomic_charge``;
+- ``mtt::aux::electronegativity`` (eV/e) and ``mtt::aux::hardness`` (eV/e²) of each atom, with
+  charge equilibration.
 
 Model hyperparameters
 ---------------------
@@ -22,6 +26,10 @@ Model hyperparameters
     :undoc-members:
 
 .. autoclass:: metatrain_lorem.documentation.LongRangeHypers
+    :members:
+    :undoc-members:
+
+.. autoclass:: metatrain_lorem.documentation.ChargeEquilibrationHypers
     :members:
     :undoc-members:
 
@@ -40,7 +48,13 @@ from typing_extensions import TypedDict
 
 from .trainer_hypers import TrainerHypers
 
-__all__ = ["LongRangeHypers", "ModelHypers", "TrainerHypers", "check_hypers"]
+__all__ = [
+    "ChargeEquilibrationHypers",
+    "LongRangeHypers",
+    "ModelHypers",
+    "TrainerHypers",
+    "check_hypers",
+]
 
 
 class LongRangeHypers(TypedDict):
@@ -57,6 +71,35 @@ class LongRangeHypers(TypedDict):
     """Relative accuracy of the Coulomb sum over periodic images. The width of the Ewald Gaussians,
     the wave vectors and the mesh follow from it and from ``cutoff``; they are logged. Isolated
     structures are summed exactly."""
+
+
+class ChargeEquilibrationHypers(TypedDict):
+    """The charge equilibration block: charges that minimise a global energy at a given total
+    charge (``extra_data: charge``; without it all structures are taken as neutral). They act on
+    the features and are an output of the model."""
+
+    enable: bool = False
+    """Whether the model has the block. It makes the range of the model infinite."""
+    energy: Literal["variational", "celli"] = "variational"
+    """Which energy of the charges joins that of the model: ``variational``, all that the charges
+    minimise, or ``celli``, the Coulomb part alone as in the CELLI paper."""
+    learn_widths: bool = False
+    """Whether the widths of the Gaussian charges are learned per element, starting from the
+    covalent radii, which they keep otherwise. Learned widths cost a finer mesh where all radii are
+    large."""
+    atomic_dipoles: bool = False
+    """Whether the dipole moment (target ``mtt::dipole_moment``) has learned atomic dipoles besides
+    the charges."""
+    solver: Literal["auto", "dense", "iterative"] = "auto"
+    """``dense`` stores and factorises the matrix of each structure, ``iterative`` never stores it.
+    ``auto`` chooses by the size of the structure; the limits are logged."""
+    accuracy: float = 1e-6
+    """Relative accuracy of the Coulomb sum over periodic images, as that of ``long_range``."""
+    tolerance: float | None = None
+    """Residual at which the iterative solver stops, relative to the electronegativities; ``None``
+    for 1e-5 in single and 1e-10 in double precision."""
+    max_iterations: int = 100
+    """Largest number of iterations; a structure that needs more is an error."""
 
 
 class ModelHypers(TypedDict):
@@ -92,6 +135,8 @@ class ModelHypers(TypedDict):
     neighbours knows nothing of its species."""
     long_range: LongRangeHypers = init_with_defaults(LongRangeHypers)
     """The long-range block."""
+    charge_equilibration: ChargeEquilibrationHypers = init_with_defaults(ChargeEquilibrationHypers)
+    """The charge equilibration block."""
     zbl: bool = False
     """Whether to add the short-range ZBL repulsion as a baseline of energies, for atoms that come
     closer than in the training data. Needs lengths in Å."""
@@ -115,8 +160,20 @@ def check_hypers(hypers: ModelHypers) -> None:
             f"architecture.model.long_range.max_degree: {degree} is not between 0 and max_degree "
             f"({hypers['max_degree']})"
         )
-    accuracy = hypers["long_range"]["accuracy"]
-    if not 1e-12 <= accuracy <= 1e-2:
+    for block in ("long_range", "charge_equilibration"):
+        accuracy = hypers[block]["accuracy"]
+        if not 1e-12 <= accuracy <= 1e-2:
+            raise ValueError(
+                f"architecture.model.{block}.accuracy: {accuracy} is not between 1e-12 and 1e-2"
+            )
+    tolerance = hypers["charge_equilibration"]["tolerance"]
+    if tolerance is not None and not 0.0 < tolerance < 1.0:
         raise ValueError(
-            f"architecture.model.long_range.accuracy: {accuracy} is not between 1e-12 and 1e-2"
+            f"architecture.model.charge_equilibration.tolerance: {tolerance} is not between 0 and 1"
+        )
+    iterations = hypers["charge_equilibration"]["max_iterations"]
+    if iterations < 1:
+        raise ValueError(
+            f"architecture.model.charge_equilibration.max_iterations: {iterations} is not a "
+            "positive number"
         )

@@ -13,6 +13,7 @@ from metatomic.torch import (
     ModelOutput,
     NeighborListOptions,
     System,
+    unit_conversion_factor,
 )
 from metatrain.composition import CompositionModel
 from metatrain.scaler import Scaler
@@ -28,16 +29,18 @@ from metatrain.utils.data.atomic_basis_helpers import (
 from metatrain.utils.dtype import dtype_to_str
 from metatrain.utils.hypers import get_hypers_diff, raise_hypers_mismatch
 from metatrain.utils.metadata import merge_metadata
-from metatrain.utils.sum_over_atoms import sum_over_atoms
 
 from . import checkpoints
 from .documentation import ModelHypers, check_hypers
+from .electrostatics.charge_equilibration import ChargeEquilibration, Equilibrium
 from .electrostatics.multipoles import LongRange
-from .extension import with_long_range
+from .extension import stage_names, with_blocks
+from .heads.charges import ATOMIC_CHARGE, DIPOLE_MOMENT, ChargeDipole
 from .heads.target import TargetHead
+from .nn.mlp import MLP
 from .nn.short_range import ShortRange
-from .outputs import add_baseline, feature_map
-from .system_inputs import check_batch, concatenate_systems
+from .outputs import add_baseline, charge_maps, collect, feature_map, scalar_map
+from .system_inputs import check_batch, concatenate_systems, total_charges
 
 LARGEST_ATOMIC_TYPE = 255
 
@@ -51,7 +54,7 @@ class Lorem(ModelInterface[ModelHypers]):
     :raises ValueError: for hypers out of range and targets that the model can't have
     """
 
-    __checkpoint_version__ = 1
+    __checkpoint_version__ = 2
     __supported_devices__ = ["cuda", "cpu"]
     __supported_dtypes__ = [torch.float32, torch.float64]
     __default_metadata__ = ModelMetadata(
@@ -61,8 +64,10 @@ class Lorem(ModelInterface[ModelHypers]):
         }
     )
 
+    __jit_unused_properties__ = ["unscaled_targets"]
     # for TorchScript, which can't infer the types of empty containers
     last_layer_parameter_names: Dict[str, List[str]]
+    energy_units: Dict[str, float]
     key_labels: Dict[str, Labels]
     component_labels: Dict[str, List[List[Labels]]]
     property_labels: Dict[str, List[Labels]]
@@ -75,9 +80,7 @@ class Lorem(ModelInterface[ModelHypers]):
             raise ValueError(
                 "extra_data: spin_multiplicity is not supported; remove it from the options"
             )
-        if "charge" in dataset_info.extra_data:
-            logging.warning("extra_data: charge is not used by this version of lorem")
-
+        self._check_charge_targets(hypers, dataset_info)
         if dataset_info.length_unit.lower() not in ("angstrom", "a", ""):
             logging.warning(
                 f"lengths are in {dataset_info.length_unit}: so is architecture.model.cutoff, "
@@ -114,6 +117,35 @@ class Lorem(ModelInterface[ModelHypers]):
             equivariant_message_passing=hypers["equivariant_message_passing"],
             initialize_node_features=hypers["initialize_node_features"],
         )
+        self.charge_equilibration: torch.nn.Module | None = None
+        # without the block the total charge acts on the features that everything starts from
+        self.charge_embedding: torch.nn.Module | None = None
+        self.conditional: bool = "charge" in dataset_info.extra_data
+        self.total_charge: float = 0.0
+        self.register_buffer("total_charge_range", torch.tensor([torch.inf, -torch.inf]))
+        if hypers["charge_equilibration"]["enable"]:
+            unit = dataset_info.length_unit or "A"
+            self.charge_equilibration = ChargeEquilibration(
+                self.atomic_types,
+                d,
+                int(hypers["num_species_features"]),
+                float(hypers["cutoff"]),
+                dataset_info.length_unit,
+                hypers["charge_equilibration"]["energy"],
+                hypers["charge_equilibration"]["learn_widths"],
+                hypers["charge_equilibration"]["solver"],
+                float(hypers["charge_equilibration"]["accuracy"]),
+                hypers["charge_equilibration"]["tolerance"],
+                int(hypers["charge_equilibration"]["max_iterations"]),
+            )
+            logging.info(self.charge_equilibration.describe(unit))
+            if not self.conditional:
+                logging.info(
+                    "Charge equilibration without `extra_data: charge`: all structures are taken "
+                    "as neutral"
+                )
+        elif self.conditional:
+            self.charge_embedding = MLP([1, d, d])
         self.long_range: torch.nn.Module | None = None
         if hypers["long_range"]["enable"]:
             self.long_range = LongRange(
@@ -125,14 +157,25 @@ class Lorem(ModelInterface[ModelHypers]):
                 float(hypers["long_range"]["accuracy"]),
             )
             logging.info(self.long_range.coulomb.describe(dataset_info.length_unit or "A"))
-        self.num_stages = 1 + int(hypers["num_message_passing"])
-        if self.long_range is not None:
-            self.num_stages += 1
+        self.num_stages = len(stage_names(hypers))
         self.last_layer_feature_size = self.num_stages * d  # for LLPR
 
         self.outputs = {
             "feature": ModelOutput(sample_kind="atom", description="scalar features of atoms")
         }
+        if self.charge_equilibration is not None:
+            self.outputs["mtt::aux::electronegativity"] = ModelOutput(
+                unit="eV/e", sample_kind="atom", description="electronegativities"
+            )
+            self.outputs["mtt::aux::hardness"] = ModelOutput(
+                unit="eV/e^2", sample_kind="atom", description="hardness"
+            )
+        if self.charge_equilibration is not None or ATOMIC_CHARGE in dataset_info.targets:
+            self.outputs["charge"] = ModelOutput(
+                unit="e", sample_kind="atom", description="charges of atoms"
+            )
+        self.energy_units = {}
+        self.charge_dipole: torch.nn.Module | None = None
         self.heads = torch.nn.ModuleDict()
         self.last_layer_parameter_names = {}  # for LLPR
         self.key_labels = {}
@@ -154,30 +197,75 @@ class Lorem(ModelInterface[ModelHypers]):
         self.additive_models = torch.nn.ModuleList(additive_models)
         self.scaler = Scaler(get_default_hypers("scaler")["model"], dataset_info)
 
+    @staticmethod
+    def _check_charge_targets(hypers: ModelHypers, dataset_info: DatasetInfo) -> None:
+        if not hypers["charge_equilibration"]["enable"]:
+            return
+        for name in ("charge", "charges", "mtt::charge"):
+            if name in dataset_info.targets:
+                raise ValueError(
+                    f"target '{name}': reference charges of atoms train under '{ATOMIC_CHARGE}', "
+                    "as `charge` is the total charge (`extra_data: charge`)"
+                )
+        target = dataset_info.targets.get(ATOMIC_CHARGE)
+        if target is not None and not (
+            target.is_scalar
+            and target.sample_kind == "atom"
+            and len(target.layout.block(0).properties) == 1
+            and target.unit in ("", "e")
+        ):
+            raise ValueError(
+                f"target '{ATOMIC_CHARGE}' must be one scalar per atom in e: `sample_kind: atom`, "
+                "`unit: e`"
+            )
+
     def _add_target(self, name: str, target: TargetInfo) -> None:
         """Register a target, atomic bases densified."""
-        self.heads[name] = TargetHead(
-            name,
-            target,
-            int(self.hypers["num_features"]),
-            self.num_stages,
-            int(self.hypers["max_degree"]),
-            int(self.hypers["num_spherical_features"]),
-            self.long_range is not None,
-        )
-        self.last_layer_parameter_names[name] = [f"heads.{name}.invariants.last_layer.weight"]
+        of_charges = self.charge_equilibration is not None and name == ATOMIC_CHARGE
+        if self.charge_equilibration is not None:
+            if target.quantity == "energy" and target.is_scalar:
+                self.energy_units[name] = unit_conversion_factor("eV", target.unit or "eV")
+            if name == DIPOLE_MOMENT:
+                length_unit = self.dataset_info.length_unit
+                self.charge_dipole = ChargeDipole(target, self.atomic_types, length_unit)
+                of_charges = not self.hypers["charge_equilibration"]["atomic_dipoles"]
+        if not of_charges:
+            self.heads[name] = TargetHead(
+                name,
+                target,
+                int(self.hypers["num_features"]),
+                self.num_stages,
+                int(self.hypers["max_degree"]),
+                int(self.hypers["num_spherical_features"]),
+                self.long_range is not None,
+            )
+            last_layer = f"heads.{name}.invariants.last_layer.weight"
+            self.last_layer_parameter_names[name] = [last_layer]
+            self.outputs[_last_layer_features_name(name)] = ModelOutput(
+                sample_kind="atom", description=f"last-layer features of {name}"
+            )
         self.key_labels[name] = target.layout.keys
         self.component_labels[name] = [block.components for block in target.layout.blocks()]
         self.property_labels[name] = [block.properties for block in target.layout.blocks()]
         self.outputs[name] = ModelOutput(
             unit=target.unit, sample_kind="atom", description=target.description
         )
-        self.outputs[_last_layer_features_name(name)] = ModelOutput(
-            sample_kind="atom", description=f"last-layer features of {name}"
-        )
 
     def supported_outputs(self) -> dict[str, ModelOutput]:
         return self.outputs
+
+    def requested_inputs(self) -> dict[str, ModelOutput]:
+        if self.conditional:
+            return {"charge": ModelOutput(unit="e", sample_kind="system")}
+        return {}
+
+    @property
+    def unscaled_targets(self) -> list[str]:
+        """Targets without baseline and scale: charges, and what is made of them."""
+        names = [ATOMIC_CHARGE]
+        if self.charge_equilibration is not None:
+            names.append(DIPOLE_MOMENT)
+        return [name for name in names if name in self.dataset_info.targets]
 
     def requested_neighbor_lists(self) -> list[NeighborListOptions]:
         return [self.requested_nl]
@@ -201,11 +289,31 @@ class Lorem(ModelInterface[ModelHypers]):
             return {}
         batch = concatenate_systems(systems, self.requested_nl)
         species = self.types_to_species[batch.types.clamp(-1, self.types_to_species.shape[0] - 1)]
-        check_batch(batch, species)
+        total_charge = total_charges(systems, self.conditional, self.total_charge)
+        check_batch(batch, species, total_charge, self.total_charge_range)
 
+        conditioning: torch.Tensor | None = None
+        if self.charge_embedding is not None:
+            conditioning = self.charge_embedding(total_charge.unsqueeze(1))[batch.system_index]
         stages, spherical = self.short_range(
-            species, batch.vectors, batch.distances, batch.centers, batch.neighbors
+            species, batch.vectors, batch.distances, batch.centers, batch.neighbors, conditioning
         )
+        equilibrium: Equilibrium | None = None
+        if self.charge_equilibration is not None:
+            x, equilibrium = self.charge_equilibration(
+                stages[-1],
+                species,
+                self.short_range.embedding(species),
+                total_charge,
+                batch.positions,
+                batch.cells,
+                batch.pbc,
+                batch.system_index,
+                batch.centers,
+                batch.neighbors,
+                batch.distances,
+            )
+            stages.append(x)
         field: torch.Tensor | None = None
         if self.long_range is not None:
             x, field = self.long_range(
@@ -230,6 +338,7 @@ class Lorem(ModelInterface[ModelHypers]):
         if "feature" in outputs:
             results["feature"] = feature_map(stages[-1], samples)
         self._move_labels(samples.device)
+        values: dict[str, list[torch.Tensor]] = {}
         for name, head in self.heads.items():
             features_name = _last_layer_features_name(name)
             if name in outputs or features_name in outputs:
@@ -237,24 +346,74 @@ class Lorem(ModelInterface[ModelHypers]):
                 if features_name in outputs:
                     results[features_name] = feature_map(features, samples)
                 if name in outputs:
-                    values = head(features, spherical, field)
-                    blocks: list[TensorBlock] = []
-                    for i, components in enumerate(self.component_labels[name]):
-                        properties = self.property_labels[name][i]
-                        blocks.append(TensorBlock(values[i], samples, components, properties))
-                    results[name] = TensorMap(self.key_labels[name], blocks)
+                    values[name] = head(features, spherical, field)
+        if equilibrium is not None:
+            if self.charge_dipole is not None and "mtt::dipole_moment" in outputs:
+                dipoles = self.charge_dipole(
+                    equilibrium.charges, batch.positions, species, batch.pbc, batch.system_index
+                )
+                if "mtt::dipole_moment" in values:
+                    dipoles = dipoles + values["mtt::dipole_moment"][0]
+                values["mtt::dipole_moment"] = [dipoles]
+            if "mtt::atomic_charge" in outputs:
+                values["mtt::atomic_charge"] = [equilibrium.charges.unsqueeze(1)]
+            results.update(charge_maps(equilibrium, outputs, samples))
+        elif "charge" in outputs:
+            for name, head in self.heads.items():
+                if name == "mtt::atomic_charge":
+                    charges = head(head.last_layer_features(stages), spherical, field)[0]
+                    results["charge"] = scalar_map(charges, "charge", samples)
+        for name, of_target in values.items():
+            blocks: list[TensorBlock] = []
+            for i, components in enumerate(self.component_labels[name]):
+                properties = self.property_labels[name][i]
+                blocks.append(TensorBlock(of_target[i], samples, components, properties))
+            results[name] = TensorMap(self.key_labels[name], blocks)
 
-        for name, result in results.items():
-            if selected_atoms is not None:
-                result = mts.slice(result, "samples", selected_atoms)
-            if outputs[name].sample_kind == "system":
-                result = sum_over_atoms(result)
-            results[name] = result
+        # the energy of the charges is in eV, whatever the scales
+        offsets: dict[str, TensorMap] = {}
+        if equilibrium is not None:
+            for name, unit in self.energy_units.items():
+                if name in outputs:
+                    block = results[name].block()
+                    energies = (unit * equilibrium.energies).unsqueeze(1).expand_as(block.values)
+                    block = TensorBlock(energies, samples, block.components, block.properties)
+                    offsets[name] = TensorMap(self.key_labels[name], [block])
+        results = collect(results, outputs, selected_atoms)
+        offsets = collect(offsets, outputs, selected_atoms)
 
         # during training the trainer removes baselines and scales from the targets instead
-        if not self.training:
+        if self.training:
+            offsets = self.scaler.apply_scales(
+                systems, offsets, remove=True, selected_atoms=selected_atoms
+            )
+        else:
             results = self._add_baselines_and_scales(systems, outputs, results, selected_atoms)
+        for name, offset in offsets.items():
+            results[name] = mts.add(results[name], offset)
+
+        if torch.jit.is_scripting() and equilibrium is not None:
+            if len(equilibrium.structures) > 0:
+                results = self._with_response(results, equilibrium)
         return results
+
+    def _with_response(
+        self, results: dict[str, TensorMap], equilibrium: Equilibrium
+    ) -> dict[str, TensorMap]:
+        """Where charges were solved iteratively in TorchScript: the derivatives of energies of
+        structures become exact, everything else that depends on charges loses its derivatives."""
+        new: dict[str, TensorMap] = {}
+        for name, result in results.items():
+            new[name] = mts.detach(result)
+            if name in self.energy_units and result.block().samples.names == ["system"]:
+                if self.charge_equilibration is not None:
+                    block = result.block()
+                    response = self.charge_equilibration.response(block.values.sum(), equilibrium)
+                    of_samples = response[block.samples.column("system")].unsqueeze(1)
+                    values = block.values + of_samples / block.values.size(1)
+                    block = TensorBlock(values, block.samples, block.components, block.properties)
+                    new[name] = TensorMap(result.keys, [block])
+        return new
 
     def _add_baselines_and_scales(
         self,
@@ -263,13 +422,18 @@ class Lorem(ModelInterface[ModelHypers]):
         results: dict[str, TensorMap],
         selected_atoms: Optional[Labels],
     ) -> dict[str, TensorMap]:
-        results = self.scaler.apply_scales(
+        scaled: dict[str, TensorMap] = {}
+        for name, result in results.items():
+            if name in self.key_labels:
+                scaled[name] = result
+        scaled = self.scaler.apply_scales(
             systems,
-            results,
+            scaled,
             selected_atoms=selected_atoms,
             use_per_target_scales=True,
             use_per_property_scales=True,
         )
+        results.update(scaled)
         targets = self.dataset_info.targets
         for name, result in results.items():
             if name in targets and targets[name].is_atomic_basis:
@@ -309,9 +473,16 @@ class Lorem(ModelInterface[ModelHypers]):
         if model_hypers is not None:
             defaults = get_default_hypers("lorem")["model"]
             changes = get_hypers_diff(self.hypers, model_hypers, default_hypers=defaults)
-            old, new = changes.get("long_range", ({"enable": True}, {}))
-            if new.get("enable", False) and not old["enable"]:
-                return with_long_range(self, new).restart(dataset_info, model_hypers)
+            new_blocks = {}
+            for block in ("charge_equilibration", "long_range"):
+                old, new = changes.get(block, ({"enable": True}, {}))
+                if new.get("enable", False) and not old["enable"]:
+                    new_blocks[block] = new
+            new_input = "charge" in dataset_info.extra_data and not self.conditional
+            if new_blocks or new_input:
+                extra_data = {**self.dataset_info.extra_data, **dataset_info.extra_data}
+                extended = with_blocks(self, new_blocks, extra_data)
+                return extended.restart(dataset_info, model_hypers)
             raise_hypers_mismatch(changes)
 
         merged = self.dataset_info.union(dataset_info)
@@ -359,6 +530,9 @@ class Lorem(ModelInterface[ModelHypers]):
 
         data = checkpoint["model_data"]
         model = cls(data["model_hypers"], data["dataset_info"])
+        if data.get("total_charge") is not None:
+            model.conditional = False
+            model.total_charge = float(data["total_charge"])
         model.to(state["short_range.embedding.weight"].dtype).load_state_dict(state)
         model.additive_models[0].sync_tensor_maps()
         model.scaler.sync_tensor_maps()
@@ -370,7 +544,12 @@ class Lorem(ModelInterface[ModelHypers]):
             "architecture_name": "lorem",
             "model_ckpt_version": self.__checkpoint_version__,
             "metadata": self.metadata,
-            "model_data": {"model_hypers": self.hypers, "dataset_info": self.dataset_info},
+            "model_data": {
+                "model_hypers": self.hypers,
+                "dataset_info": self.dataset_info,
+                # built in, where the model would ask for it otherwise
+                "total_charge": None if self.conditional else self.total_charge,
+            },
             "epoch": None,
             "best_epoch": None,
             "model_state_dict": self.state_dict(),
@@ -383,8 +562,8 @@ class Lorem(ModelInterface[ModelHypers]):
 
     def interaction_range(self) -> float:
         """Distance in Å beyond which atoms can't feel each other: infinite with the long-range
-        block, else the receptive field."""
-        if self.long_range is not None:
+        block or charge equilibration, else the receptive field."""
+        if self.long_range is not None or self.charge_equilibration is not None:
             return torch.inf
         ranges = [float(self.hypers["cutoff"]) * (1 + int(self.hypers["num_message_passing"]))]
         for additive_model in self.additive_models:

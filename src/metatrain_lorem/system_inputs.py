@@ -1,5 +1,6 @@
 r"""From metatomic systems to one batch of plain tensors."""
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -92,17 +93,57 @@ def concatenate_systems(systems: list[System], neighbors: NeighborListOptions) -
     )
 
 
-def check_batch(batch: Batch, species: torch.Tensor) -> None:
+def total_charges(systems: list[System], requested: bool, built_in: float) -> torch.Tensor:
+    """Total charges of structures, the standard input ``charge`` of metatomic.
+
+    :param systems: structures
+    :param requested: whether the model asks for the input
+    :param built_in: total charge of every structure if it does not
+    :return: shape [systems], e
+    :raises ValueError: where the input is missing
+    """
+    positions = systems[0].positions
+    charges: list[torch.Tensor] = []
+    for i, system in enumerate(systems):
+        given = "charge" in system.known_data()
+        if requested:
+            if not given:
+                raise ValueError(
+                    f"structure {i} of the batch has no total charge, which this model needs: "
+                    "extra_data: charge in options files, atoms.info['charge'] in ASE. For engines "
+                    "that can't give it (and for metatrain's LLPR), build it into the model with "
+                    "python -m metatrain_lorem set-charge"
+                )
+            charges.append(system.get_data("charge").block().values.flatten()[:1])
+        elif given:
+            warnings.warn(
+                "total charges are given to a model that does not take any; they are ignored",
+                stacklevel=2,
+            )
+    if requested:
+        return torch.cat(charges).to(device=positions.device, dtype=positions.dtype)
+    return torch.full([len(systems)], built_in, dtype=positions.dtype, device=positions.device)
+
+
+def check_batch(
+    batch: Batch, species: torch.Tensor, total_charge: torch.Tensor, trained: torch.Tensor
+) -> None:
     """One look at the numbers before they spread.
 
     :param batch: the batch
     :param species: index of each atom's species, -1 where unknown
-    :raises ValueError: for an unknown species, atoms on one spot, or coordinates that are not
-        numbers
+    :param total_charge: shape [systems], e
+    :param trained: smallest and largest total charge of the training data, infinite and negative
+        infinite if unknown
+    :raises ValueError: for an unknown species, atoms on one spot, or coordinates or total charges
+        that are not numbers
     """
     unknown = (species < 0).any()
     coincide = torch.logical_not(batch.distances > 0.0).any()
-    flags: list[bool] = torch.stack([unknown, coincide]).tolist()
+    no_number = torch.logical_not(torch.isfinite(total_charge)).any()
+    low, high = trained[0] - 1e-3, trained[1] + 1e-3
+    outside = ((total_charge < low) | (total_charge > high)).any() & (low <= high)
+    flags: list[bool] = torch.stack([unknown, coincide, no_number, outside]).tolist()
     if flags[0]:
         atom = int(torch.nonzero(species < 0)[0, 0])
         raise ValueError(
@@ -117,4 +158,16 @@ def check_batch(batch: Batch, species: torch.Tensor) -> None:
             f"structure {int(batch.system_index[i])} of the batch: atoms "
             f"{int(batch.atom_index[i])} and {int(batch.atom_index[j])} are on one spot, or "
             "their coordinates are not numbers"
+        )
+    if flags[2]:
+        i = int(torch.nonzero(torch.logical_not(torch.isfinite(total_charge)))[0, 0])
+        raise ValueError(
+            f"structure {i} of the batch has the total charge {float(total_charge[i])}: correct it"
+        )
+    if flags[3]:
+        warnings.warn(
+            f"a total charge between {float(total_charge.min())} and {float(total_charge.max())} "
+            f"is outside of what the model was trained on, {float(trained[0])} to "
+            f"{float(trained[1])}",
+            stacklevel=2,
         )

@@ -71,6 +71,7 @@ class ShortRange(torch.nn.Module):
         distances: torch.Tensor,
         centers: torch.Tensor,
         neighbors: torch.Tensor,
+        conditioning: torch.Tensor | None,
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """
         :param species: index of each atom's type in ``atomic_types``, ``[atoms]``
@@ -78,6 +79,7 @@ class ShortRange(torch.nn.Module):
         :param distances: their lengths ``[pairs]``, none zero
         :param centers: central atoms ``[pairs]``
         :param neighbors: neighbours ``[pairs]``
+        :param conditioning: to be added to the scalar features at their start ``[atoms, d]``
         :return: scalar features after each stage (density, then each message-passing step), each
             ``[atoms, d]``; spherical features ``[atoms, (L + 1)**2, s]``
         """
@@ -89,6 +91,8 @@ class ShortRange(torch.nn.Module):
         else:
             size = [species.shape[0], self.num_features]
             x = torch.zeros(size, dtype=vectors.dtype, device=vectors.device)
+        if conditioning is not None:
+            x = x + conditioning
         sums, rho = self.density(
             self.embedding.weight, species, radial, harmonics, centers, neighbors
         )

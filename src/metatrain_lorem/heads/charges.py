@@ -1,0 +1,88 @@
+r"""What follows from the charges of atoms: dipole moments."""
+
+import ase.data
+import torch
+from metatomic.torch import unit_conversion_factor
+from metatrain.utils.data import TargetInfo
+
+ATOMIC_CHARGE = "mtt::atomic_charge"
+"""Target of reference charges: ``charge`` is the name of the total charge in data sets."""
+
+DIPOLE_MOMENT = "mtt::dipole_moment"
+"""Target that is made of the charges, where the model has a charge equilibration."""
+
+# x, y, z to y, z, x: degree 1 in the order m = -1, 0, 1
+SPHERICAL = [1, 2, 0]
+
+
+class ChargeDipole(torch.nn.Module):
+    r"""Dipole moments of isolated structures, :math:`\sum_i q_i (r_i - r_0)` about the centre of
+    mass :math:`r_0` (with ASE's masses), which makes it invariant to translation also for ions.
+
+    :param target: description of the target
+    :param atomic_types: atomic numbers of the species
+    :param length_unit: of positions
+    :raises ValueError: if the target is no vector per structure or atom, or its unit no dipole's
+    """
+
+    def __init__(self, target: TargetInfo, atomic_types: list[int], length_unit: str) -> None:
+        super().__init__()
+        block = target.layout.block(0)
+        if (
+            len(target.layout) != 1
+            or len(block.components) != 1
+            or len(block.components[0]) != 3
+            or len(block.properties) != 1
+            or (target.is_spherical and int(target.layout.keys["o3_sigma"][0]) != 1)
+        ):
+            raise ValueError(
+                f"target '{DIPOLE_MOMENT}': with charge equilibration it is made of the charges "
+                "and must be one vector per structure, `type: cartesian: rank: 1`"
+            )
+        self.cartesian: bool = bool(target.is_cartesian)
+        try:
+            self.factor: float = unit_conversion_factor(
+                f"e*{length_unit or 'angstrom'}", target.unit or "e*angstrom"
+            )
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"target '{DIPOLE_MOMENT}': its unit '{target.unit}' is none of a dipole moment; "
+                "e*A and debye are examples"
+            ) from error
+        masses = torch.tensor(ase.data.atomic_masses[atomic_types])
+        self.register_buffer("masses", masses, persistent=False)
+        self.register_buffer("order", torch.tensor(SPHERICAL), persistent=False)
+
+    def forward(
+        self,
+        charges: torch.Tensor,
+        positions: torch.Tensor,
+        species: torch.Tensor,
+        pbc: torch.Tensor,
+        system_index: torch.Tensor,
+    ) -> torch.Tensor:
+        """
+        :param charges: shape [N], e
+        :param positions: shape [N, 3]
+        :param species: species of each atom, shape [N]
+        :param pbc: periodic directions, bool, shape [S, 3]
+        :param system_index: structure of each atom, shape [N]
+        :return: contributions of the atoms in the unit of the target, shape [N, 3, 1]
+        :raises ValueError: for a periodic structure
+        """
+        periodic: list[bool] = pbc.any(dim=1).tolist()
+        for i, is_periodic in enumerate(periodic):
+            if is_periodic:
+                raise ValueError(
+                    f"structure {i} of the batch is periodic: its dipole moment depends on the "
+                    "choice of the cell. Ask for dipole moments of isolated structures only"
+                )
+        masses = self.masses.to(positions.dtype)[species].unsqueeze(1)
+        sums = torch.zeros([pbc.shape[0], 4], dtype=positions.dtype, device=positions.device)
+        weighted = torch.cat([masses * positions, masses], dim=1)
+        sums = sums.index_add(0, system_index, weighted)
+        centers = sums[:, :3] / sums[:, 3:]
+        dipoles = self.factor * charges.unsqueeze(1) * (positions - centers[system_index])
+        if not self.cartesian:
+            dipoles = dipoles.index_select(1, self.order)
+        return dipoles.unsqueeze(2)
