@@ -28,6 +28,7 @@ from .solvers import (
     ResponseToResidual,
     Solver,
     solve_dense,
+    respond,
     solve_iteratively,
 )
 
@@ -131,7 +132,8 @@ class ChargeEquilibration(torch.nn.Module):
         self.accuracy: float = accuracy
         self.smearing: float = parameters.smearing
         # charges that are wide from the start need neither a finer mesh nor the neighbor list
-        widest = math.sqrt(2.0) * self.angstrom * min(radii)
+        # (less a little, for radii are rounded)
+        widest = (1.0 - 1e-6) * math.sqrt(2.0) * self.angstrom * min(radii)
         if not learn_widths and widest > self.smearing:
             parameters = ewald_parameters(cutoff * widest / self.smearing, accuracy)
             self.smearing = widest
@@ -147,6 +149,8 @@ class ChargeEquilibration(torch.nn.Module):
         self.largest_dense: int = LARGEST_DENSE
         self.max_terms: int = MAX_TERMS
         self.slab_height: float = 0.0
+        # images of slabs must not overlap; learned widths may double
+        self.slab_vacuum: float = (24.0 if learn_widths else 12.0) * self.angstrom * max(radii)
 
     def describe(self, length_unit: str) -> str:
         """Solvers and parameters in words, to be logged.
@@ -244,7 +248,9 @@ class ChargeEquilibration(torch.nn.Module):
         :param chi: electronegativities, shape [N], e/length
         :return: the charges and their energy; other parameters: see ``forward``
         """
-        geometry = batch_geometry(positions, cells, pbc, system_index, self.slab_height)
+        geometry = batch_geometry(
+            positions, cells, pbc, system_index, self.slab_height, self.slab_vacuum
+        )
         first = first_atoms(geometry.counts)
         isolated, small, large = sort_structures(
             geometry, self.k_cutoff, self.mesh_spacing, self.mesh_threshold, self.mesh_points
@@ -503,11 +509,9 @@ class ChargeEquilibration(torch.nn.Module):
         for n, s in enumerate(equilibrium.structures):
             begin, end = equilibrium.first[s], equilibrium.first[s + 1]
             g = gradient[begin:end].detach()
-            multiplier, iterations = solve_iteratively(
+            multiplier = respond(
                 detached(equilibrium.operators[n]),
                 g,
-                torch.zeros_like(g[0]),
-                torch.zeros_like(g),
                 self.relative_tolerance(g),
                 self.max_iterations,
                 f"structure {s} of the batch (response of the charges)",

@@ -86,7 +86,7 @@ def check_boundaries(number: int, dimension: int, volume: float, size: float) ->
         )
 
 
-def slab_cell_height(thickness: float, longest: float) -> float:
+def slab_cell_height(thickness: float, longest: float, least_vacuum: float) -> float:
     """
     Height of the cell of a slab.
 
@@ -97,9 +97,10 @@ def slab_cell_height(thickness: float, longest: float) -> float:
 
     :param thickness: extent of the atoms, Angstrom
     :param longest: length of the longest periodic cell vector, Angstrom
+    :param least_vacuum: between images of the atoms, Angstrom
     :return: height in Angstrom
     """
-    return 5.0 * math.ceil((thickness + 4.0 * longest) / 5.0)
+    return 5.0 * math.ceil((thickness + max(4.0 * longest, least_vacuum)) / 5.0)
 
 
 def batch_geometry(
@@ -108,6 +109,7 @@ def batch_geometry(
     pbc: torch.Tensor,
     system_index: torch.Tensor,
     slab_height: float,
+    slab_vacuum: float = 0.0,
 ) -> BatchGeometry:
     """
     Classify the structures of a batch and build the cells of their Coulomb sums.
@@ -121,6 +123,7 @@ def batch_geometry(
     :param pbc: periodic directions, bool, shape [S, 3]
     :param system_index: structure of each atom, shape [N]
     :param slab_height: height of the cells of slabs in Angstrom; 0 to derive it from the structure
+    :param slab_vacuum: least vacuum of slabs in Angstrom, for charges that are not points
     :return: the boundaries of the batch
     :raises ValueError: for one periodic direction and for singular cells
     """
@@ -162,7 +165,9 @@ def batch_geometry(
         volume = row[6]
         height = 0.0
         if dimension == 2:
-            height = slab_height if slab_height > 0.0 else slab_cell_height(row[7], longest)
+            height = (
+                slab_height if slab_height > 0.0 else slab_cell_height(row[7], longest, slab_vacuum)
+            )
             lengths = [row[3 + d] if row[d] > 0.0 else height for d in range(3)]
             volume = volume * height
         dimensions.append(dimension)

@@ -69,6 +69,8 @@ def solve_iteratively(
     :return: charges, shape [n], e; the number of iterations
     :raises ValueError: if the iterations do not suffice, with the residual
     """
+    # a uniform b has no effect; left in, its rounding error may exceed all that matters
+    b = without_mean(b)
     ones = torch.ones_like(b)
     uniform = ones * (total / b.size(0))
     scale = torch.maximum(
@@ -118,8 +120,31 @@ def solve_iteratively(
     return q, iteration
 
 
+def respond(
+    operator: ChargeOperator,
+    b: torch.Tensor,
+    tolerance: float,
+    max_iterations: int,
+    name: str,
+) -> torch.Tensor:
+    """
+    Change of the charges, of zero sum, when b is added to the electronegativities.
+
+    Parameters are those of ``solve_iteratively``. In derivatives b is often uniform up to noise,
+    since the energy of the charges is stationary: no solution is then needed.
+
+    :return: shape [n], e
+    :raises ValueError: see ``solve_iteratively``
+    """
+    zero = torch.zeros_like(b)
+    effective = float(torch.linalg.vector_norm(without_mean(b)))
+    if effective <= tolerance * float(torch.linalg.vector_norm(b)):
+        return zero
+    return solve_iteratively(operator, b, zero.sum(), zero, tolerance, max_iterations, name)[0]
+
+
 class Solver:
-    """The solution of ``solve_iteratively`` as a linear function of b, for total charge zero.
+    """``respond`` as a linear function of b.
 
     :param operator: A, without derivatives
     :param tolerance: see ``solve_iteratively``
@@ -140,16 +165,7 @@ class Solver:
         :param b: shape [n], e/Angstrom
         :return: change of the charges when b is added to the electronegativities, shape [n], e
         """
-        zero = torch.zeros_like(b)
-        return solve_iteratively(
-            self.operator,
-            b,
-            zero.sum(),
-            zero,
-            self.tolerance,
-            self.max_iterations,
-            self.name,
-        )[0]
+        return respond(self.operator, b, self.tolerance, self.max_iterations, self.name)
 
 
 class Response(torch.autograd.Function):
