@@ -4,9 +4,13 @@ import math
 
 import pytest
 import torch
+from ase import Atoms
+from metatensor.torch import Labels, TensorBlock, TensorMap
+from metatomic.torch import ModelEvaluationOptions, ModelOutput
 from metatrain.utils.architectures import get_default_hypers
 from metatrain.utils.data import DatasetInfo
 from metatrain.utils.data.target_info import get_energy_target_info, get_generic_target_info
+from metatrain.utils.io import load_model
 
 from metatrain_lorem.__main__ import main
 from metatrain_lorem.model import Lorem
@@ -52,7 +56,7 @@ def test_total_charge_is_in_the_checkpoint(tmp_path, caplog, conditional, equili
     main(["set-charge", str(source), "--total-charge", "-0.5", "-o", str(output)])
     assert source.read_bytes() == before
     assert not _warnings(caplog)
-    assert load(source)["model_data"].get("total_charge") is None
+    assert load(source)["model_data"]["total_charge"] == (None if conditional else 0.0)
     fixed = load(output)
     assert fixed["model_data"]["total_charge"] == -0.5
     for name, value in load(source)["model_state_dict"].items():
@@ -65,6 +69,33 @@ def test_warning_outside_of_the_trained_range(tmp_path, caplog, charge, warned):
     set_charge(write(tmp_path / "model.ckpt"), charge, tmp_path / "fixed.ckpt")
     assert len(_warnings(caplog)) == warned
     assert all("-1 to 1: the model extrapolates" in message for message in _warnings(caplog))
+
+
+def test_the_model_is_that_of_this_total_charge(tmp_path, lorem):
+    """Exported, it asks for nothing, and has the energies of the other for this total charge."""
+    set_charge(write(tmp_path / "model.ckpt", equilibrated=True), 1.0, tmp_path / "fixed.ckpt")
+    energies = {}
+    for name in ("model", "fixed"):
+        exported = load_model(tmp_path / f"{name}.ckpt").to(torch.float64).export()
+        assert list(exported.requested_inputs(use_new_names=True)) == ["charge"][name == "fixed" :]
+        for charge in (1.0, 0.0):
+            frame = Atoms("OHH", [[0, 0, 0], [0.9, 0.3, 0], [-0.3, 0.9, 0]])
+            system = lorem.systems(exported, [frame])[0]
+            if name == "model":
+                block = TensorBlock(
+                    torch.tensor([[charge]], dtype=torch.float64),
+                    Labels.range("system", 1),
+                    [],
+                    Labels.range("charge", 1),
+                )
+                system.add_data("charge", TensorMap(Labels.single(), [block]))
+            options = ModelEvaluationOptions(
+                length_unit="angstrom", outputs={"energy": ModelOutput(sample_kind="system")}
+            )
+            result = exported([system], options, check_consistency=True)["energy"]
+            energies[name, charge] = result.block().values.item()
+    assert energies["fixed", 0.0] == pytest.approx(energies["model", 1.0], rel=1e-12)
+    assert abs(energies["model", 1.0] - energies["model", 0.0]) > 0.01
 
 
 def _warnings(caplog):

@@ -31,7 +31,7 @@ def set_charge(checkpoint_path: str | Path, total_charge: float, output_path: st
         raise ValueError(f"{output_path} would overwrite the model that takes any total charge")
     checkpoint = _load(Path(checkpoint_path))
     data = checkpoint["model_data"]
-    equilibrated = data["model_hypers"].get("charge_equilibration", {}).get("enable", False)
+    equilibrated = data["model_hypers"]["charge_equilibration"]["enable"]
     if not equilibrated and "charge" not in data["dataset_info"].extra_data:
         raise ValueError(
             f"{checkpoint_path}: the model was trained without total charges and without charge "

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from .datasets import share, structure_index
 from .distributed import Processes
-from .total_charges import TOTAL_CHARGE, fill_missing, requested_inputs
+from .total_charges import TOTAL_CHARGE, fill_missing
 
 
 def build_collate(model: ModelInterface, augment: bool) -> CollateFn:
@@ -39,7 +39,7 @@ def build_collate(model: ModelInterface, augment: bool) -> CollateFn:
         augmenter = O3Augmenter(target_info_dict=targets, extra_data_info_dict=extra_data)
         steps.append(augmenter.apply_random_augmentations)
     steps.append(get_system_with_neighbor_lists_transform(get_requested_neighbor_lists(model)))
-    inputs = requested_inputs(model)
+    inputs = list(model.requested_inputs())
     if TOTAL_CHARGE in inputs:
         steps.append(fill_missing)
     if inputs:

@@ -11,12 +11,11 @@ from metatomic.torch import System
 from metatrain.utils.abc import ModelInterface
 from metatrain.utils.data import TargetInfo
 
+from ..heads.charges import ATOMIC_CHARGE
 from .distributed import Processes
 
 TOTAL_CHARGE = "charge"
 """Name of the extra data and of the model's input."""
-ATOMIC_CHARGES = "mtt::atomic_charge"
-"""Name of the target whose labels are reference charges of atoms."""
 TOLERANCE = 0.01
 """Largest difference in e between the sum of a structure's atomic charges and its total charge.
 
@@ -25,14 +24,6 @@ what a wrong total charge makes.
 """
 
 TensorMaps = dict[str, TensorMap]
-
-
-def requested_inputs(model: ModelInterface) -> list[str]:
-    """
-    :param model: the model
-    :return: names of the data per structure that it needs besides the structure
-    """
-    return list(model.requested_inputs()) if hasattr(model, "requested_inputs") else []
 
 
 def check_layout(info: TargetInfo) -> None:
@@ -44,7 +35,7 @@ def check_layout(info: TargetInfo) -> None:
         raise ValueError(
             f"extra_data: {TOTAL_CHARGE} is the total charge, one number per structure (type: "
             "scalar, sample_kind: system, num_subtargets: 1). Reference charges of atoms are the "
-            f"target {ATOMIC_CHARGES}."
+            f"target {ATOMIC_CHARGE}."
         )
 
 
@@ -100,15 +91,15 @@ class TotalChargeCheck:
         :return: the check that suits it
         :raises ValueError: see :func:`check_layout`
         """
-        reads_data = TOTAL_CHARGE in requested_inputs(model)
+        reads_data = TOTAL_CHARGE in model.requested_inputs()
         if reads_data:
             check_layout(model.dataset_info.extra_data[TOTAL_CHARGE])
         default = None
         if reads_data:
             default = 0.0
-        elif model.hypers.get("charge_equilibration", {}).get("enable", False):
+        elif model.charge_equilibration is not None:
             default = model.total_charge
-        info = model.dataset_info.targets.get(ATOMIC_CHARGES)
+        info = model.dataset_info.targets.get(ATOMIC_CHARGE)
         has_labels = info is not None and info.is_scalar and info.sample_kind == "atom"
         return cls(split, default, reads_data, has_labels)
 
@@ -134,9 +125,9 @@ class TotalChargeCheck:
             total = self.default
         self.lowest, self.highest = min(self.lowest, total), max(self.highest, total)
 
-        if not (self.has_labels and ATOMIC_CHARGES in fields):
+        if not (self.has_labels and ATOMIC_CHARGE in fields):
             return
-        charge = float(fields[ATOMIC_CHARGES].block().values.double().sum())
+        charge = float(fields[ATOMIC_CHARGE].block().values.double().sum())
         if math.isnan(charge):
             return
         self.counts["labelled"] += 1
@@ -160,7 +151,7 @@ class TotalChargeCheck:
         if counts["different"] > 0:
             _, index, charge, total = max(check.worst for check in checks)
             logging.warning(
-                f"The labels of '{ATOMIC_CHARGES}' do not sum to the total charge within "
+                f"The labels of '{ATOMIC_CHARGE}' do not sum to the total charge within "
                 f"{TOLERANCE} e in {counts['different']} of {counts['labelled']} structures of the "
                 f"{self.split} set. The worst is structure {index} (index in the data file): sum "
                 f"{charge:.4f} e, total charge {total:g} e."

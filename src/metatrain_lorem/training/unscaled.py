@@ -12,9 +12,9 @@ def unscaled_targets(model: ModelInterface) -> list[str]:
     :return: its targets without baseline and scale. Charges that a head has learnt in other units,
         in an older version, stay in these
     """
-    equilibrated = model.hypers.get("charge_equilibration", {}).get("enable", False)
+    equilibrated = model.charge_equilibration is not None
     new = model.scaler.new_outputs
-    return [name for name in getattr(model, "unscaled_targets", []) if equilibrated or name in new]
+    return [name for name in model.unscaled_targets if equilibrated or name in new]
 
 
 def with_fixed(
