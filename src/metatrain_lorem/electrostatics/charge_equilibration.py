@@ -27,8 +27,8 @@ from .parameters import SPLINE_ORDER, ewald_parameters
 from .solvers import (
     ResponseToResidual,
     Solver,
-    solve_dense,
     respond,
+    solve_dense,
     solve_iteratively,
 )
 
@@ -330,7 +330,8 @@ class ChargeEquilibration(torch.nn.Module):
             q = constants
             if torch.jit.is_scripting():
                 # derivatives: see ``response``
-                constants.requires_grad_(torch.is_grad_enabled())
+                moves = positions.requires_grad or cells.requires_grad
+                constants.requires_grad_(moves and torch.is_grad_enabled())
             else:
                 q = self.differentiable(constants, operators, iterative, first, chi)
             products: list[torch.Tensor] = []
@@ -501,6 +502,8 @@ class ChargeEquilibration(torch.nn.Module):
         :return: per structure, to be added to the energies, shape [S]
         """
         result = torch.zeros(len(equilibrium.first) - 1, dtype=energy.dtype, device=energy.device)
+        if not equilibrium.constants.requires_grad:
+            return result
         gradient = torch.autograd.grad(
             [energy], [equilibrium.constants], retain_graph=True, allow_unused=True
         )[0]
