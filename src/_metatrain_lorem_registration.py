@@ -7,6 +7,8 @@ architecture. ``metatrain_lorem.pth`` imports this module whenever Python starts
 * ``metatrain.lorem`` and its submodules *are* the modules of ``metatrain_lorem``, the same
   objects under a second name;
 * ``metatrain.utils.architectures`` lists ``lorem``;
+* ``mtt eval``, which takes all data that share a name with an output of the model for its labels,
+  leaves the total charge ``charge``, an input, to models that have the output ``charge`` too;
 * under ``torchrun``, which metatrain does not know, one process writes the files of ``mtt train``
   and all draw the same default seed.
 
@@ -20,11 +22,12 @@ ALIAS = "metatrain.lorem"
 PACKAGE = "metatrain_lorem"
 REGISTRY = "metatrain.utils.architectures"
 RANKS = "metatrain.utils.distributed.logging"
+EVALUATION = "metatrain.cli.eval"
 REGISTRY_FUNCTIONS = ("find_all_architectures", "get_architecture_path")
 
 
 class LoremFinder:
-    """Meta path finder of ``metatrain.lorem``, and of the two modules of metatrain to act on."""
+    """Meta path finder of ``metatrain.lorem``, and of the modules of metatrain to act on."""
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
@@ -43,6 +46,8 @@ class LoremFinder:
             action = _prepare_metatrain
         elif name == REGISTRY:
             action = _list_lorem
+        elif name == EVALUATION:
+            action = _tell_inputs_from_labels
         elif name == RANKS:
             action = _write_from_one_process
         else:
@@ -246,6 +251,33 @@ def _write_from_one_process(ranks):
     # within a SLURM job, torchrun's processes share the rank that SLURM gave to their launcher
     if "TORCHELASTIC_RUN_ID" in os.environ and hasattr(ranks, "is_main_process"):
         ranks.is_main_process = lambda: os.environ.get("RANK", "0") == "0"
+
+
+def _tell_inputs_from_labels(evaluation):
+    """Keep extra data that are no labels out of the labels of an evaluation.
+
+    :param evaluation: the module, just executed
+    """
+    from functools import wraps
+
+    if not (hasattr(evaluation, "_eval_targets") and hasattr(evaluation, "CollateFn")):
+        return
+    evaluate, collate = evaluation._eval_targets, evaluation.CollateFn
+
+    @wraps(evaluate)
+    def eval_targets(model, dataset, options, *args, **kwargs):
+        def labels_only(target_keys, *others, **more):
+            inputs = model.requested_inputs(use_new_names=True)
+            labels = [key for key in target_keys if key in options and key not in inputs]
+            return collate(labels, *others, **more)
+
+        evaluation.CollateFn = labels_only
+        try:
+            return evaluate(model, dataset, options, *args, **kwargs)
+        finally:
+            evaluation.CollateFn = collate
+
+    evaluation._eval_targets = eval_targets
 
 
 sys.meta_path.insert(0, LoremFinder)

@@ -35,7 +35,13 @@ from .documentation import ModelHypers, check_hypers
 from .electrostatics.charge_equilibration import ChargeEquilibration, Equilibrium
 from .electrostatics.multipoles import LongRange
 from .extension import stage_names, with_blocks
-from .heads.charges import ATOMIC_CHARGE, DIPOLE_MOMENT, ChargeDipole
+from .heads.charges import (
+    ATOMIC_CHARGE,
+    DIPOLE_MOMENT,
+    ChargeDipole,
+    is_atomic_charge,
+    is_energy,
+)
 from .heads.target import TargetHead
 from .nn.mlp import MLP
 from .nn.short_range import ShortRange
@@ -170,7 +176,10 @@ class Lorem(ModelInterface[ModelHypers]):
             self.outputs["mtt::aux::hardness"] = ModelOutput(
                 unit="eV/e^2", sample_kind="atom", description="hardness"
             )
-        if self.charge_equilibration is not None or ATOMIC_CHARGE in dataset_info.targets:
+        reference = dataset_info.targets.get(ATOMIC_CHARGE)
+        if self.charge_equilibration is not None or (
+            reference is not None and is_atomic_charge(reference)
+        ):
             self.outputs["charge"] = ModelOutput(
                 unit="e", sample_kind="atom", description="charges of atoms"
             )
@@ -208,12 +217,7 @@ class Lorem(ModelInterface[ModelHypers]):
                     "as `charge` is the total charge (`extra_data: charge`)"
                 )
         target = dataset_info.targets.get(ATOMIC_CHARGE)
-        if target is not None and not (
-            target.is_scalar
-            and target.sample_kind == "atom"
-            and len(target.layout.block(0).properties) == 1
-            and target.unit in ("", "e")
-        ):
+        if target is not None and not is_atomic_charge(target):
             raise ValueError(
                 f"target '{ATOMIC_CHARGE}' must be one scalar per atom in e: `sample_kind: atom`, "
                 "`unit: e`"
@@ -223,7 +227,7 @@ class Lorem(ModelInterface[ModelHypers]):
         """Register a target, atomic bases densified."""
         of_charges = self.charge_equilibration is not None and name == ATOMIC_CHARGE
         if self.charge_equilibration is not None:
-            if target.quantity == "energy" and target.is_scalar:
+            if is_energy(name, target):
                 self.energy_units[name] = unit_conversion_factor("eV", target.unit or "eV")
             if name == DIPOLE_MOMENT:
                 length_unit = self.dataset_info.length_unit
@@ -262,10 +266,13 @@ class Lorem(ModelInterface[ModelHypers]):
     @property
     def unscaled_targets(self) -> list[str]:
         """Targets without baseline and scale: charges, and what is made of them."""
-        names = [ATOMIC_CHARGE]
-        if self.charge_equilibration is not None:
+        targets = self.dataset_info.targets
+        names: list[str] = []
+        if ATOMIC_CHARGE in targets and is_atomic_charge(targets[ATOMIC_CHARGE]):
+            names.append(ATOMIC_CHARGE)
+        if DIPOLE_MOMENT in targets and self.charge_equilibration is not None:
             names.append(DIPOLE_MOMENT)
-        return [name for name in names if name in self.dataset_info.targets]
+        return names
 
     def requested_neighbor_lists(self) -> list[NeighborListOptions]:
         return [self.requested_nl]
@@ -359,9 +366,10 @@ class Lorem(ModelInterface[ModelHypers]):
                 values["mtt::atomic_charge"] = [equilibrium.charges.unsqueeze(1)]
             results.update(charge_maps(equilibrium, outputs, samples))
         elif "charge" in outputs:
-            for name, head in self.heads.items():
-                if name == "mtt::atomic_charge":
-                    charges = head(head.last_layer_features(stages), spherical, field)[0]
+            for target, of_charges in self.heads.items():
+                if target == "mtt::atomic_charge":
+                    features = of_charges.last_layer_features(stages)
+                    charges = of_charges(features, spherical, field)[0]
                     results["charge"] = scalar_map(charges, "charge", samples)
         for name, of_target in values.items():
             blocks: list[TensorBlock] = []
@@ -482,6 +490,9 @@ class Lorem(ModelInterface[ModelHypers]):
             if new_blocks or new_input:
                 extra_data = {**self.dataset_info.extra_data, **dataset_info.extra_data}
                 extended = with_blocks(self, new_blocks, extra_data)
+                if not new_input:
+                    extended.conditional = self.conditional
+                    extended.total_charge = self.total_charge
                 return extended.restart(dataset_info, model_hypers)
             raise_hypers_mismatch(changes)
 

@@ -15,6 +15,31 @@ DIPOLE_MOMENT = "mtt::dipole_moment"
 SPHERICAL = [1, 2, 0]
 
 
+def is_atomic_charge(target: TargetInfo) -> bool:
+    """Whether a target can be the charges of atoms: one scalar per atom, in e or without unit."""
+    return (
+        target.is_scalar
+        and target.sample_kind == "atom"
+        and len(target.layout.keys) == 1
+        and len(target.layout.block(0).properties) == 1
+        and target.unit in ("", "e")
+    )
+
+
+def is_energy(name: str, target: TargetInfo) -> bool:
+    """Whether the energy of the charges belongs to a target. metatrain gives the quantity energy to
+    every target whose options name none; the unit tells."""
+    if not target.is_scalar or target.quantity != "energy":
+        return False
+    if name.split("/")[0] == "energy":
+        return True
+    try:
+        unit_conversion_factor("eV", target.unit)
+    except (RuntimeError, ValueError):
+        return False
+    return target.unit != ""
+
+
 class ChargeDipole(torch.nn.Module):
     r"""Dipole moments of isolated structures, :math:`\sum_i q_i (r_i - r_0)` about the centre of
     mass :math:`r_0` (with ASE's masses), which makes it invariant to translation also for ions.
@@ -29,7 +54,7 @@ class ChargeDipole(torch.nn.Module):
         super().__init__()
         block = target.layout.block(0)
         if (
-            len(target.layout) != 1
+            len(target.layout.keys) != 1
             or len(block.components) != 1
             or len(block.components[0]) != 3
             or len(block.properties) != 1
