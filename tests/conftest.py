@@ -7,10 +7,11 @@ import ase
 import numpy as np
 import pytest
 import torch
+from metatensor.torch import Labels, TensorBlock, TensorMap
 from metatomic.torch import ModelOutput, System, systems_to_torch
 from metatrain.utils.architectures import get_default_hypers
 from metatrain.utils.data import DatasetInfo, TargetInfo
-from metatrain.utils.data.target_info import get_energy_target_info
+from metatrain.utils.data.target_info import get_energy_target_info, get_generic_target_info
 from metatrain.utils.neighbor_lists import (
     get_requested_neighbor_lists,
     get_system_with_neighbor_lists,
@@ -40,11 +41,21 @@ SMALL = {
 }
 
 
-def new_model(targets: dict[str, TargetInfo] | None = None, long_range=(), **hypers) -> Lorem:
+def new_model(
+    targets: dict[str, TargetInfo] | None = None,
+    long_range=(),
+    charge_equilibration=(),
+    conditional: bool = False,
+    length_unit: str = "angstrom",
+    **hypers,
+) -> Lorem:
     """A small model with reproducible random weights, for evaluation in double precision.
 
     :param targets: targets, an energy by default
     :param long_range: entries of ``long_range`` that differ from the defaults
+    :param charge_equilibration: entries of ``charge_equilibration`` that differ from the defaults
+    :param conditional: whether the model takes total charges
+    :param length_unit: of the data
     :param hypers: other hyperparameters that differ from ``SMALL`` and the defaults
     """
     if targets is None:
@@ -53,11 +64,37 @@ def new_model(targets: dict[str, TargetInfo] | None = None, long_range=(), **hyp
     all_hypers.update(SMALL)
     all_hypers.update(hypers)
     all_hypers["long_range"].update(long_range)
+    all_hypers["charge_equilibration"].update(charge_equilibration)
+    extra_data = {"charge": total_charge_info()} if conditional else {}
     torch.manual_seed(0)
-    model = Lorem(all_hypers, DatasetInfo("angstrom", [1, 6, 7, 8], targets))
+    model = Lorem(all_hypers, DatasetInfo(length_unit, [1, 6, 7, 8], targets, extra_data))
     model.to(torch.float64).eval()
+    if model.charge_equilibration is not None:
+        # charges of some 0.1 e, and a hardness of each species
+        with torch.no_grad():
+            electronegativity = torch.tensor([-3.0, -1.0, 1.0, 3.0])
+            model.charge_equilibration.species_electronegativity += electronegativity
+            model.charge_equilibration.raw_hardness += torch.tensor([0.2, -0.1, 0.1, -0.3])
     scale_tensor_products(model)
     return model
+
+
+def total_charge_info() -> TargetInfo:
+    """What metatrain's reader knows of ``extra_data: charge``."""
+    section = {"quantity": "", "unit": "e", "type": "scalar", "sample_kind": "system"}
+    return get_generic_target_info("charge", {**section, "num_subtargets": 1, "description": ""})
+
+
+def with_charge(system: System, charge: float) -> System:
+    """Give a total charge to a system."""
+    block = TensorBlock(
+        torch.tensor([[charge]], dtype=system.positions.dtype),
+        Labels(["system"], torch.tensor([[0]])),
+        [],
+        Labels(["charge"], torch.tensor([[0]])),
+    )
+    system.add_data("charge", TensorMap(Labels(["_"], torch.tensor([[0]])), [block]))
+    return system
 
 
 def scale_tensor_products(model: Lorem) -> None:
@@ -75,20 +112,31 @@ def scale_tensor_products(model: Lorem) -> None:
     modules = [module for module in model.modules() if isinstance(module, TensorProduct)]
     hooks = [module.register_forward_hook(scale) for module in modules]
     outputs = {name: ModelOutput(sample_kind="atom") for name in model.dataset_info.targets}
+    frame = bulk()
+    if model.charge_dipole is not None:
+        # of isolated structures only
+        frame.pbc = False
     with torch.no_grad():
-        model(systems(model, [bulk()]), outputs)
+        model(systems(model, [frame]), outputs)
     for hook in hooks:
         hook.remove()
 
 
 def systems(model, frames: list[ase.Atoms]) -> list[System]:
-    """Structures with the neighbour lists that a model asks for."""
+    """Structures with the neighbour lists that a model asks for.
+
+    If it takes total charges, they are ``info["charge"]``, zero by default.
+    """
     with warnings.catch_warnings():
         # ASE keeps the vectors of directions that are not periodic, metatomic drops them
         warnings.filterwarnings("ignore", message=".*cell vectors will be set to zero")
         converted = systems_to_torch(frames, dtype=torch.float64)
     lists = get_requested_neighbor_lists(model)
-    return [get_system_with_neighbor_lists(system, lists) for system in converted]
+    converted = [get_system_with_neighbor_lists(system, lists) for system in converted]
+    if "charge" in model.requested_inputs():
+        for system, frame in zip(converted, frames, strict=True):
+            with_charge(system, frame.info.get("charge", 0.0))
+    return converted
 
 
 def values(
@@ -142,4 +190,11 @@ def with_close_pair(frame: ase.Atoms) -> ase.Atoms:
 def lorem():
     """Small models, their outputs, and structures of each kind of boundary."""
     frames = {"bulk": bulk(), "slab": slab(), "molecule": molecule()}
-    return SimpleNamespace(new_model=new_model, systems=systems, values=values, frames=frames)
+    return SimpleNamespace(
+        new_model=new_model,
+        systems=systems,
+        values=values,
+        frames=frames,
+        with_charge=with_charge,
+        total_charge_info=total_charge_info,
+    )

@@ -58,6 +58,7 @@ class LoremTests(ArchitectureTests):
             max_degree=1,
         )
         hypers["long_range"]["max_degree"] = 1
+        hypers["charge_equilibration"]["enable"] = True
         return hypers
 
 
