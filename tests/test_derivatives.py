@@ -11,7 +11,9 @@ import warnings
 
 import pytest
 import torch
+from metatensor.torch import Labels
 from metatomic.torch import ModelEvaluationOptions, ModelOutput, System, load_atomistic_model
+from metatrain.utils.data.target_info import get_energy_target_info
 from metatrain.utils.neighbor_lists import (
     get_requested_neighbor_lists,
     get_system_with_neighbor_lists,
@@ -27,6 +29,22 @@ MODELS = {
     "message passing": {"num_message_passing": 1},
     "scalar message passing": {"num_message_passing": 1, "equivariant_message_passing": False},
     "ZBL": {"zbl": True},
+}
+SHORT = {"long_range": {"enable": False}}
+DENSE = {"enable": True, "solver": "dense", "accuracy": 1e-4}
+# derivatives are those of the mesh, however coarse, but charges must be converged
+ITERATIVE = {**DENSE, "solver": "iterative", "tolerance": 1e-13}
+CHARGES = {
+    "dense": {"charge_equilibration": DENSE, "conditional": True},
+    "dense, celli": {"charge_equilibration": {**DENSE, "energy": "celli"}, **SHORT},
+    "iterative": {"charge_equilibration": ITERATIVE, "conditional": True},
+    "iterative, celli": {
+        "charge_equilibration": {**ITERATIVE, "energy": "celli"},
+        "conditional": True,
+        **SHORT,
+    },
+    "learned widths": {"charge_equilibration": {**ITERATIVE, "learn_widths": True}, **SHORT},
+    "total charge": {"conditional": True},
 }
 # Five-point formula for the first derivative
 STEPS = torch.tensor([-2.0, -1.0, 1.0, 2.0], dtype=torch.float64)
@@ -61,6 +79,8 @@ def displaced(model, system, positions, strains):
         deformation = torch.eye(3, dtype=torch.float64) + strain
         copy = System(system.types, r @ deformation, system.cell @ deformation, system.pbc)
         copies.append(get_system_with_neighbor_lists(copy, lists))
+        if "charge" in system.known_data():
+            copy.add_data("charge", system.get_data("charge"))
     return copies
 
 
@@ -69,20 +89,28 @@ def integers_of_sums(model, batch):
     pairs = [system.get_neighbor_list(model.requested_nl).samples.values for system in batch]
     sums = [[{tuple(pair) for pair in p.tolist()}] for p in pairs]
     if model.long_range is not None:
-        coulomb = model.long_range.coulomb
-        index = torch.arange(len(batch)).repeat_interleave(torch.tensor([len(s) for s in batch]))
-        geometry = batch_geometry(
-            torch.cat([system.positions.detach() for system in batch]),
-            torch.stack([system.cell.detach() for system in batch]),
-            torch.stack([system.pbc for system in batch]),
-            index,
-            coulomb.slab_height,
-        )
-        k, counts = half_space_integers(geometry.cells, geometry.lengths, coulomb.k_cutoff)
-        for i, of_system in enumerate(k.split(counts)):
-            sums[i].append({tuple(row) for row in of_system.tolist()})
-            sums[i].append([smooth_size(x / coulomb.mesh_spacing) for x in geometry.lengths[i]])
+        add_integers(sums, batch, model.long_range.coulomb, 0.0)
+    if model.charge_equilibration is not None:
+        equilibration = model.charge_equilibration
+        add_integers(sums, batch, equilibration, equilibration.slab_vacuum)
     return sums
+
+
+def add_integers(sums, batch, coulomb, slab_vacuum):
+    """Append the integers of one sum over images."""
+    index = torch.arange(len(batch)).repeat_interleave(torch.tensor([len(s) for s in batch]))
+    geometry = batch_geometry(
+        torch.cat([system.positions.detach() for system in batch]),
+        torch.stack([system.cell.detach() for system in batch]),
+        torch.stack([system.pbc for system in batch]),
+        index,
+        coulomb.slab_height,
+        slab_vacuum,
+    )
+    k, counts = half_space_integers(geometry.cells, geometry.lengths, coulomb.k_cutoff)
+    for i, of_system in enumerate(k.split(counts)):
+        sums[i].append({tuple(row) for row in of_system.tolist()})
+        sums[i].append([smooth_size(x / coulomb.mesh_spacing) for x in geometry.lengths[i]])
 
 
 def check_derivatives(model, energies, frame, lorem, step=1e-4):
@@ -141,3 +169,43 @@ def test_mesh(lorem, tmp_path, name, form):
     energies = in_form(model, form, tmp_path)
     for frame in frames:
         check_derivatives(model, energies, frame, lorem)
+
+
+def charged(frame):
+    """A frame with a total charge, for models that take it."""
+    frame = frame.copy()
+    frame.info["charge"] = 0.7
+    return frame
+
+
+@pytest.mark.parametrize("boundary", ["bulk", "slab", "molecule"])
+@pytest.mark.parametrize("name", CHARGES)
+def test_charges_eager(lorem, name, boundary):
+    model = lorem.new_model(**CHARGES[name])
+    check_derivatives(model, in_form(model, "eager", None), charged(lorem.frames[boundary]), lorem)
+
+
+@pytest.mark.parametrize("name", ["dense", "iterative", "iterative, celli"])
+def test_charges_exported(lorem, tmp_path, name):
+    model = lorem.new_model(**CHARGES[name])
+    energies = in_form(model, "exported", tmp_path)
+    for boundary in ("bulk", "molecule") if name == "dense" else ("bulk", "slab", "molecule"):
+        check_derivatives(model, energies, charged(lorem.frames[boundary]), lorem)
+
+
+def test_charges_with_selected_atoms(lorem):
+    """Of two energies, in TorchScript, where derivatives of iterative solutions are special."""
+    energy = get_energy_target_info("energy", {"unit": "eV"})
+    targets = {"energy": energy, "mtt::other": energy}
+    model = lorem.new_model(targets, **CHARGES["iterative, celli"])
+    outputs = {name: ModelOutput(sample_kind="system") for name in targets}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(model)
+
+    def energies(batch):
+        selected = [[i, atom] for i in range(len(batch)) for atom in (0, 2, 3)]
+        labels = Labels(["system", "atom"], torch.tensor(selected))
+        return scripted(batch, outputs, labels)["mtt::other"].block().values
+
+    check_derivatives(model, energies, charged(lorem.frames["molecule"]), lorem)

@@ -13,6 +13,10 @@ MODELS = {
     "long range": {"long_range": {"accuracy": ACCURACY}},
     "short range": {"long_range": {"enable": False}},
     "message passing": {"long_range": {"accuracy": ACCURACY}, "num_message_passing": 1},
+    "charge equilibration": {
+        "long_range": {"accuracy": ACCURACY},
+        "charge_equilibration": {"enable": True, "accuracy": ACCURACY},
+    },
     "short-range message passing": {"long_range": {"enable": False}, "num_message_passing": 2},
 }
 BOUNDARIES = ["bulk", "slab", "molecule"]
