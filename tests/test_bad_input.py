@@ -17,7 +17,7 @@ from metatomic.torch import ModelEvaluationOptions, ModelOutput, System, load_at
 from metatrain.cli.train import train_model
 from metatrain.utils.architectures import check_architecture_options, get_default_hypers
 from metatrain.utils.data import DatasetInfo
-from metatrain.utils.data.target_info import get_energy_target_info
+from metatrain.utils.data.target_info import get_energy_target_info, get_generic_target_info
 from metatrain.utils.errors import ArchitectureError
 from metatrain.utils.io import load_model, model_from_checkpoint
 from metatrain.utils.pydantic import MetatrainValidationError
@@ -123,6 +123,52 @@ def test_spin_multiplicity_of_a_structure(lorem):
         model([system], {"energy": ModelOutput(sample_kind="system")})
 
 
+EQUILIBRATED = {"charge_equilibration": {"enable": True}, "long_range": {"enable": False}}
+
+
+@pytest.mark.parametrize("name", ["one periodic direction", "no cell", "one spot"])
+def test_refused_structures_with_charge_equilibration(lorem, name):
+    model = lorem.new_model(**EQUILIBRATED)
+    frame, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        lorem.values(model, [lorem.frames["molecule"], frame])
+
+
+@pytest.mark.parametrize("atomic_type", [0, 97, 118])
+def test_species_without_covalent_radius(atomic_type):
+    hypers = get_default_hypers("lorem")["model"]
+    targets = {"energy": get_energy_target_info("energy", {"unit": "eV"})}
+    info = DatasetInfo("angstrom", [1, atomic_type], targets)
+    Lorem(hypers, info)
+    hypers["charge_equilibration"]["enable"] = True
+    with pytest.raises(ValueError, match=f"atomic type {atomic_type} has none .1 to 96"):
+        Lorem(hypers, info)
+
+
+@pytest.mark.parametrize(
+    "name, section, message",
+    [
+        ("charge", {"sample_kind": "atom"}, "target 'charge': .*'mtt::atomic_charge'"),
+        ("mtt::charge", {"sample_kind": "atom"}, "target 'mtt::charge': .*'mtt::atomic_charge'"),
+        ("mtt::atomic_charge", {}, "must be one scalar per atom in e"),
+        ("mtt::atomic_charge", {"sample_kind": "atom", "num_subtargets": 2}, "must be one scalar"),
+        ("mtt::atomic_charge", {"sample_kind": "atom", "unit": "eV"}, "must be one scalar"),
+        ("mtt::dipole_moment", {}, "must be one vector per structure"),
+        ("mtt::dipole_moment", {"type": {"cartesian": {"rank": 2}}}, "must be one vector"),
+        (
+            "mtt::dipole_moment",
+            {"type": {"cartesian": {"rank": 1}}, "unit": "eV"},
+            "its unit 'eV' is none of a dipole moment",
+        ),
+    ],
+)
+def test_targets_of_charges(lorem, name, section, message):
+    section = {"type": "scalar", "sample_kind": "system", "num_subtargets": 1, **section}
+    target = get_generic_target_info(name, {"quantity": "", "unit": "", **section})
+    with pytest.raises(ValueError, match=message):
+        lorem.new_model({name: target}, **EQUILIBRATED)
+
+
 def test_wire_without_long_range(lorem):
     """One periodic direction is fine for a short-range model: a ring of images adds nothing."""
     model = lorem.new_model(long_range={"enable": False})
@@ -159,6 +205,9 @@ def test_single_atom(lorem, pbc, enable, num_message_passing):
         ({"long_range": {"max_degree": 4}}, "long_range.max_degree: 4 .* max_degree"),
         ({"long_range": {"accuracy": 0.0}}, "long_range.accuracy: 0.0"),
         ({"long_range": {"accuracy": 1.0}}, "long_range.accuracy: 1.0"),
+        ({"charge_equilibration": {"accuracy": 1.0}}, "charge_equilibration.accuracy: 1.0"),
+        ({"charge_equilibration": {"tolerance": 0.0}}, "charge_equilibration.tolerance: 0.0"),
+        ({"charge_equilibration": {"max_iterations": 0}}, "charge_equilibration.max_iterations: 0"),
         ({"cutoff": -1.0}, "cutoff"),
         ({"cutoff": 0.0, "long_range": {"enable": False}}, "cutoff"),
         ({"cutoff_function": "shifted"}, "shifted"),
