@@ -25,6 +25,12 @@ PRESUME_SHORT_RANGE = {"test_prediction_energy_subset_atoms"}
 """Tests in which molecules far apart must not feel each other."""
 
 
+def reduced_hypers():
+    hypers = copy.deepcopy(get_default_hypers("lorem")["model"])
+    hypers.update(num_radial=8, num_features=16, num_spherical_features=4, max_degree=4)
+    return hypers
+
+
 class LoremTests(ArchitectureTests):
     architecture = "lorem"
 
@@ -41,8 +47,7 @@ class LoremTests(ArchitectureTests):
 
     @pytest.fixture
     def model_hypers(self, request):
-        hypers = copy.deepcopy(get_default_hypers(self.architecture)["model"])
-        hypers.update(num_radial=8, num_features=16, num_spherical_features=4, max_degree=4)
+        hypers = reduced_hypers()
         if request.function.__name__ in PRESUME_SHORT_RANGE:
             hypers["long_range"]["enable"] = False
         return hypers
@@ -117,6 +122,34 @@ class TestExported(ExportedTests, LoremTests): ...
 
 
 class TestTraining(TrainingTests, LoremTests): ...
+
+
+class WithCharges(LoremTests):
+    """The same with charge equilibration."""
+
+    @pytest.fixture
+    def model_hypers(self, request):
+        hypers = reduced_hypers()
+        enable = request.function.__name__ not in PRESUME_SHORT_RANGE
+        hypers["charge_equilibration"]["enable"] = enable
+        hypers["long_range"]["enable"] = enable
+        return hypers
+
+
+class TestAutogradWithCharges(AutogradTests, WithCharges): ...
+
+
+class TestExportedWithCharges(ExportedTests, WithCharges): ...
+
+
+class TestOutputWithCharges(OutputTests, WithCharges):
+    @pytest.fixture
+    def n_features(self, model_hypers):
+        return model_hypers["num_features"]
+
+    @pytest.fixture
+    def n_last_layer_features(self, model_hypers):
+        return 3 * model_hypers["num_features"]
 
 
 class TestCheckpoints(CheckpointTests, LoremTests):
