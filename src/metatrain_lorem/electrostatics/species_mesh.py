@@ -105,9 +105,9 @@ def mesh_product(mesh: SpeciesMesh, v: torch.Tensor) -> torch.Tensor:
     waves = on_mesh(mesh, v)
     potentials: list[torch.Tensor] = []
     for i in range(mesh.filters.size(0)):
-        of_species = torch.zeros_like(waves[0])
-        for j in range(mesh.filters.size(1)):
-            of_species = of_species + mesh.filters[i, j].unsqueeze(-1) * waves[j]
+        of_species = mesh.filters[i, 0].unsqueeze(-1) * waves[0]
+        for j in range(1, mesh.filters.size(1)):
+            of_species = torch.addcmul(of_species, mesh.filters[i, j].unsqueeze(-1), waves[j])
         potentials.append(of_species)
     return from_mesh(mesh, torch.stack(potentials))
 

@@ -1,0 +1,208 @@
+"""How charge equilibration scales: iterations of its solver, time and memory of a model.
+
+    python benchmarks/charge_equilibration.py iterations
+    python benchmarks/charge_equilibration.py model
+
+Both use perturbed rocksalt NaCl. ``iterations`` counts products with the matrix until the residual
+is small, in double precision. ``model`` measures energy and forces of an exported model with random
+weights, with and without charge equilibration, each size in a process of its own, and prints the
+exponent of the time. One thread if OMP_NUM_THREADS is 1.
+"""
+
+import argparse
+import copy
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import ase.build
+import numpy as np
+import torch
+from metatomic.torch import (
+    ModelEvaluationOptions,
+    ModelOutput,
+    System,
+    load_atomistic_model,
+    systems_to_torch,
+)
+from metatrain.utils.architectures import get_default_hypers
+from metatrain.utils.data import DatasetInfo
+from metatrain.utils.data.target_info import get_energy_target_info
+from metatrain.utils.neighbor_lists import (
+    get_requested_neighbor_lists,
+    get_system_with_neighbor_lists,
+)
+
+from metatrain_lorem.electrostatics.charge_equilibration import ChargeEquilibration
+from metatrain_lorem.electrostatics.charge_operator import periodic_operator
+from metatrain_lorem.electrostatics.solvers import solve_iteratively
+from metatrain_lorem.model import Lorem
+
+TOLERANCES = (1e-4, 1e-6, 1e-8)
+
+
+def rocksalt(repeat: int) -> ase.Atoms:
+    """8 repeat³ atoms, displaced at random by 0.1 Å."""
+    atoms = ase.build.bulk("NaCl", "rocksalt", 5.64, cubic=True).repeat(repeat)
+    atoms.positions += np.random.default_rng(0).normal(scale=0.1, size=atoms.positions.shape)
+    return atoms
+
+
+def iterations(repeats: list[int], hardness: float) -> None:
+    """Print a table of iterations.
+
+    :param repeats: sizes, see :func:`rocksalt`
+    :param hardness: of both species, 1/Å
+    """
+    layer = ChargeEquilibration(
+        [11, 17], 8, 4, 5.0, "angstrom", "variational", False, "auto", 1e-6, None, 100
+    ).double()
+    print(f"hardness {hardness} 1/Å; iterations to a residual of {TOLERANCES}")
+    print(f"{'atoms':>8} {'Kerker':>14} {'diagonal':>14} {'time of one product':>22}")
+    for repeat in repeats:
+        atoms = rocksalt(repeat)
+        species = torch.tensor((atoms.numbers == 17).astype(int))
+        chi = torch.tensor(np.random.default_rng(1).normal(scale=0.05, size=len(atoms)))
+        chi = chi + 0.6 * species
+        zero = torch.zeros((), dtype=torch.float64)
+        with torch.no_grad():
+            operator = periodic_operator(
+                torch.tensor(atoms.positions),
+                species,
+                torch.tensor(atoms.cell.array),
+                atoms.cell.lengths().tolist(),
+                torch.zeros(3, dtype=torch.float64),
+                zero,
+                torch.full((2,), hardness, dtype=torch.float64),
+                layer.widths() ** 2,
+                torch.zeros(2, 0, dtype=torch.long),
+                torch.zeros(0, dtype=torch.float64),
+                layer.smearing,
+                layer.mesh_spacing,
+                layer.spline_order,
+                1.0,
+            )
+            jacobi = operator._replace(
+                inverse_diagonal=operator.jacobi,
+                coarse=operator.coarse._replace(filters=0.0 * operator.coarse.filters),
+            )
+            counts = []
+            for preconditioned in (operator, jacobi):
+                start = time.perf_counter()
+                numbers = [
+                    solve_iteratively(preconditioned, chi, zero, 0.0 * chi, t, 200, "rocksalt")[1]
+                    for t in TOLERANCES
+                ]
+                seconds = (time.perf_counter() - start) / (sum(numbers) + 6)
+                counts.append("/".join(map(str, numbers)))
+        print(f"{len(atoms):8d} {counts[0]:>14} {counts[1]:>14} {seconds:20.3f} s", flush=True)
+
+
+def exported(path: Path, equilibrate: bool, short_range: bool) -> None:
+    """Write a model with default hypers and random weights."""
+    hypers = copy.deepcopy(get_default_hypers("lorem")["model"])
+    hypers["charge_equilibration"]["enable"] = equilibrate
+    hypers["long_range"]["enable"] = not short_range
+    torch.manual_seed(0)
+    targets = {"energy": get_energy_target_info("energy", {"unit": "eV"})}
+    model = Lorem(hypers, DatasetInfo("angstrom", [11, 17], targets)).eval()
+    if equilibrate:
+        # charges around 0.6 e
+        bias = model.charge_equilibration.species_electronegativity
+        bias.data = torch.tensor([-0.6, 0.6])
+    model.export().save(str(path))
+
+
+def measure(path: Path, repeat: int, repetitions: int, precision: int) -> dict[str, float]:
+    """Median time (s) and peak memory (bytes) of energy and forces, in this process."""
+    model = load_atomistic_model(str(path))
+    dtype = {32: torch.float32, 64: torch.float64}[precision]
+    model = model.to(dtype)
+    system = systems_to_torch([rocksalt(repeat)], dtype=dtype)[0]
+    lists = get_requested_neighbor_lists(model)
+    options = ModelEvaluationOptions(
+        length_unit="angstrom", outputs={"energy": ModelOutput(unit="eV", sample_kind="system")}
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    times = []
+    for _ in range(repetitions + 1):
+        positions = system.positions.clone().requires_grad_(True)
+        moved = System(system.types, positions, system.cell, system.pbc)
+        moved = get_system_with_neighbor_lists(moved, lists)
+        start = time.perf_counter()
+        energy = model([moved], options, check_consistency=False)["energy"].block().values
+        energy.sum().backward()
+        times.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return {"time": float(np.median(times[1:] or times)), "bytes": 1024.0 * peak}
+
+
+def scaling(repeats: list[int], repetitions: int, short_range: bool, precision: int) -> None:
+    """Print a table of times and memory, and the exponents."""
+    print(f"{'atoms':>8} {'without (s)':>12} {'with (s)':>10} {'ratio':>6} {'kB/atom':>9}")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / "without.pt", Path(folder) / "with.pt"]
+        for path, equilibrate in zip(paths, (False, True), strict=True):
+            exported(path, equilibrate, short_range)
+        for repeat in repeats:
+            results = []
+            for path in paths:
+                command = [sys.executable, __file__, "measure", str(path), str(repeat)]
+                command += [str(repetitions), str(precision)]
+                done = subprocess.run(command, capture_output=True, text=True)
+                last = done.stdout.strip().splitlines()[-1] if done.returncode == 0 else "null"
+                results.append(json.loads(last))
+            if None in results:
+                print(f"{8 * repeat**3:8d} did not run (memory?)")
+                continue
+            without, with_charges = results
+            rows.append((8 * repeat**3, without["time"], with_charges["time"]))
+            print(
+                f"{rows[-1][0]:8d} {without['time']:12.3f} {with_charges['time']:10.3f} "
+                f"{with_charges['time'] / without['time']:6.2f} "
+                f"{with_charges['bytes'] / rows[-1][0] / 1e3:9.1f}",
+                flush=True,
+            )
+    rows = np.log([row for row in rows if row[0] >= 1000])
+    if len(rows) > 1:
+        exponents = np.polyfit(rows[:, 0], rows[:, 1:], 1)[0]
+        print(f"exponent from 1000 atoms: without {exponents[0]:.2f}, with {exponents[1]:.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    count = commands.add_parser("iterations")
+    count.add_argument("--repeats", type=int, nargs="+", default=[3, 5, 10, 20])
+    count.add_argument("--hardness", type=float, default=1.0)
+    model = commands.add_parser("model")
+    model.add_argument("--repeats", type=int, nargs="+", default=[3, 5, 6, 10])
+    model.add_argument("--repetitions", type=int, default=3)
+    model.add_argument("--short-range", action="store_true", help="no long-range block")
+    model.add_argument("--precision", type=int, choices=(32, 64), default=32)
+    single = commands.add_parser("measure")
+    single.add_argument("path", type=Path)
+    single.add_argument("numbers", type=int, nargs=3)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    if arguments.command == "iterations":
+        iterations(arguments.repeats, arguments.hardness)
+    elif arguments.command == "model":
+        scaling(
+            arguments.repeats, arguments.repetitions, arguments.short_range, arguments.precision
+        )
+    else:
+        repeat, repetitions, precision = arguments.numbers
+        print(json.dumps(measure(arguments.path, repeat, repetitions, precision)))
+
+
+if __name__ == "__main__":
+    main()
