@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
     for name in FILES:
         shutil.copy(OPTIONS / name, root / "options")
     data = list((OPTIONS / "data").glob("*.xyz"))
-    assert len(data) == 5
+    assert len(data) == 6
     for path in data:
         count = 2 if "crystal" in path.name else 20
         write_first_frames(path, root / "options" / "data" / path.name, count)
@@ -63,22 +63,22 @@ def train(folder: Path, name: str, *more: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def quickstart(folder):
-    return train(folder, "quickstart.yaml")
+def long_range(folder):
+    return train(folder, "long-range.yaml")
 
 
-def test_quickstart(quickstart):
-    checkpoint = torch.load(quickstart, weights_only=False)
+def test_long_range(long_range):
+    checkpoint = torch.load(long_range, weights_only=False)
     assert checkpoint["architecture_name"] == "lorem"
 
 
-def test_fine_tuning(folder, quickstart):
-    # another seed than the quickstart's, which would give the same start without any checkpoint
-    read_from = f"architecture.training.finetune.read_from={quickstart.name}"
+def test_fine_tuning(folder, long_range):
+    # another seed than the first one's, which would give the same start without any checkpoint
+    read_from = f"architecture.training.finetune.read_from={long_range.name}"
     tuned = train(folder, "fine-tuning.yaml", read_from, "seed=7")
     before, after = (
         torch.load(path, weights_only=False)["best_model_state_dict"]
-        for path in (quickstart, tuned)
+        for path in (long_range, tuned)
     )
     # two epochs at a small learning rate stay near the start; other random weights would not
     weight = next(name for name in before if before[name].ndim == 2 and "mlp" in name.lower())
@@ -86,17 +86,30 @@ def test_fine_tuning(folder, quickstart):
     assert torch.allclose(before[weight], after[weight], atol=0.02)
 
 
-@pytest.mark.parametrize("name", sorted(set(FILES) - {"quickstart.yaml", "fine-tuning.yaml"}))
+@pytest.mark.parametrize("name", sorted(set(FILES) - {"long-range.yaml", "fine-tuning.yaml"}))
 def test_trains(folder, name):
     train(folder, name)
 
 
+def options(name):
+    return OmegaConf.to_container(OmegaConf.load(OPTIONS / name))
+
+
 def test_only_the_long_range_block_differs():
-    """The comparison of quickstart and short-range is one of the long-range block alone."""
-    quickstart, short_range = (
-        OmegaConf.to_container(OmegaConf.load(OPTIONS / name))
-        for name in ("quickstart.yaml", "short-range.yaml")
-    )
-    assert quickstart["architecture"]["model"].pop("long_range") != {"enable": False}
+    """The comparison of long-range and short-range is one of the long-range block alone."""
+    long_range, short_range = options("long-range.yaml"), options("short-range.yaml")
+    assert long_range["architecture"]["model"].pop("long_range") != {"enable": False}
     assert short_range["architecture"]["model"].pop("long_range") == {"enable": False}
-    assert quickstart == short_range
+    assert long_range == short_range
+
+
+def test_only_charges_differ():
+    """Quickstart and long-range differ in charge equilibration and its data."""
+    quickstart, long_range = options("quickstart.yaml"), options("long-range.yaml")
+    architecture = quickstart["architecture"]
+    assert architecture["model"].pop("charge_equilibration") == {"enable": True}
+    assert architecture["training"]["loss"].pop("mtt::atomic_charge")
+    for split in ("training_set", "validation_set", "test_set"):
+        assert quickstart[split]["targets"].pop("mtt::atomic_charge")["key"] == "atomic_charge"
+        assert quickstart[split].pop("extra_data")["charge"]["key"] == "charge"
+    assert quickstart == long_range
