@@ -1,10 +1,11 @@
-"""Draw ``docs/images/quickstart-parity.png``: the quickstart with and without long range.
+"""Draw ``docs/images/quickstart-parity.png``: the quickstart and its two smaller siblings.
 
 From the repository's root:
 
-    mtt train options/quickstart.yaml -o long-range.pt
     mtt train options/short-range.yaml -o short-range.pt
-    python docs/quickstart_parity.py short-range.pt long-range.pt
+    mtt train options/long-range.yaml -o long-range.pt
+    mtt train options/quickstart.yaml -o quickstart.pt
+    python docs/quickstart_parity.py short-range.pt long-range.pt quickstart.pt
 """
 
 import sys
@@ -18,10 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 TEST_SET = ROOT / "options" / "data" / "nacl-clusters-test.xyz"
 
 if __name__ == "__main__":
-    short_range, long_range = sys.argv[1:]
+    labels = ("short range only", "long range", "long range + charges")
     evaluations = {
-        "short range only": evaluate(short_range, TEST_SET),
-        "LOREM": evaluate(long_range, TEST_SET),
+        label: evaluate(model, TEST_SET) for label, model in zip(labels, sys.argv[1:], strict=True)
     }
     for label, evaluation in evaluations.items():
         print(f"{label}\n{format_table(errors(evaluation))}\n")
