@@ -39,6 +39,8 @@ from .heads.charges import (
     ATOMIC_CHARGE,
     DIPOLE_MOMENT,
     ChargeDipole,
+    charge_outputs,
+    check_charge_targets,
     is_atomic_charge,
     is_energy,
 )
@@ -86,7 +88,9 @@ class Lorem(ModelInterface[ModelHypers]):
             raise ValueError(
                 "extra_data: spin_multiplicity is not supported; remove it from the options"
             )
-        self._check_charge_targets(hypers, dataset_info)
+        equilibrate = bool(hypers["charge_equilibration"]["enable"])
+        if equilibrate:
+            check_charge_targets(dataset_info)
         if dataset_info.length_unit.lower() not in ("angstrom", "a", ""):
             logging.warning(
                 f"lengths are in {dataset_info.length_unit}: so is architecture.model.cutoff, "
@@ -129,7 +133,7 @@ class Lorem(ModelInterface[ModelHypers]):
         self.conditional: bool = "charge" in dataset_info.extra_data
         self.total_charge: float = 0.0
         self.register_buffer("total_charge_range", torch.tensor([torch.inf, -torch.inf]))
-        if hypers["charge_equilibration"]["enable"]:
+        if equilibrate:
             unit = dataset_info.length_unit or "A"
             self.charge_equilibration = ChargeEquilibration(
                 self.atomic_types,
@@ -169,20 +173,7 @@ class Lorem(ModelInterface[ModelHypers]):
         self.outputs = {
             "feature": ModelOutput(sample_kind="atom", description="scalar features of atoms")
         }
-        if self.charge_equilibration is not None:
-            self.outputs["mtt::aux::electronegativity"] = ModelOutput(
-                unit="eV/e", sample_kind="atom", description="electronegativities"
-            )
-            self.outputs["mtt::aux::hardness"] = ModelOutput(
-                unit="eV/e^2", sample_kind="atom", description="hardness"
-            )
-        reference = dataset_info.targets.get(ATOMIC_CHARGE)
-        if self.charge_equilibration is not None or (
-            reference is not None and is_atomic_charge(reference)
-        ):
-            self.outputs["charge"] = ModelOutput(
-                unit="e", sample_kind="atom", description="charges of atoms"
-            )
+        self.outputs.update(charge_outputs(dataset_info, equilibrate))
         self.energy_units = {}
         self.charge_dipole: torch.nn.Module | None = None
         self.heads = torch.nn.ModuleDict()
@@ -205,23 +196,6 @@ class Lorem(ModelInterface[ModelHypers]):
             additive_models.append(ZBL({}, info))
         self.additive_models = torch.nn.ModuleList(additive_models)
         self.scaler = Scaler(get_default_hypers("scaler")["model"], dataset_info)
-
-    @staticmethod
-    def _check_charge_targets(hypers: ModelHypers, dataset_info: DatasetInfo) -> None:
-        if not hypers["charge_equilibration"]["enable"]:
-            return
-        for name in ("charge", "charges", "mtt::charge"):
-            if name in dataset_info.targets:
-                raise ValueError(
-                    f"target '{name}': reference charges of atoms train under '{ATOMIC_CHARGE}', "
-                    "as `charge` is the total charge (`extra_data: charge`)"
-                )
-        target = dataset_info.targets.get(ATOMIC_CHARGE)
-        if target is not None and not is_atomic_charge(target):
-            raise ValueError(
-                f"target '{ATOMIC_CHARGE}' must be one scalar per atom in e: `sample_kind: atom`, "
-                "`unit: e`"
-            )
 
     def _add_target(self, name: str, target: TargetInfo) -> None:
         """Register a target, atomic bases densified."""
@@ -342,8 +316,9 @@ class Lorem(ModelInterface[ModelHypers]):
             assume_unique=True,
         )
         results: dict[str, TensorMap] = {}
+        per_atom: dict[str, TensorMap] = {}
         if "feature" in outputs:
-            results["feature"] = feature_map(stages[-1], samples)
+            per_atom["feature"] = feature_map(stages[-1], samples)
         self._move_labels(samples.device)
         values: dict[str, list[torch.Tensor]] = {}
         for name, head in self.heads.items():
@@ -351,9 +326,14 @@ class Lorem(ModelInterface[ModelHypers]):
             if name in outputs or features_name in outputs:
                 features = head.last_layer_features(stages)
                 if features_name in outputs:
-                    results[features_name] = feature_map(features, samples)
+                    per_atom[features_name] = feature_map(features, samples)
                 if name in outputs:
                     values[name] = head(features, spherical, field)
+            if name == "mtt::atomic_charge" and "charge" in outputs:
+                charges = head(head.last_layer_features(stages), spherical, field)[0]
+                results["charge"] = self._charges_of_head(
+                    charges, samples, systems, outputs["charge"], selected_atoms
+                )
         if equilibrium is not None:
             if self.charge_dipole is not None and "mtt::dipole_moment" in outputs:
                 dipoles = self.charge_dipole(
@@ -364,30 +344,24 @@ class Lorem(ModelInterface[ModelHypers]):
                 values["mtt::dipole_moment"] = [dipoles]
             if "mtt::atomic_charge" in outputs:
                 values["mtt::atomic_charge"] = [equilibrium.charges.unsqueeze(1)]
-            results.update(charge_maps(equilibrium, outputs, samples))
-        elif "charge" in outputs:
-            for target, of_charges in self.heads.items():
-                if target == "mtt::atomic_charge":
-                    features = of_charges.last_layer_features(stages)
-                    charges = of_charges(features, spherical, field)[0]
-                    results["charge"] = scalar_map(charges, "charge", samples)
+            per_atom.update(charge_maps(equilibrium, outputs, samples))
         for name, of_target in values.items():
             blocks: list[TensorBlock] = []
             for i, components in enumerate(self.component_labels[name]):
                 properties = self.property_labels[name][i]
                 blocks.append(TensorBlock(of_target[i], samples, components, properties))
-            results[name] = TensorMap(self.key_labels[name], blocks)
+            per_atom[name] = TensorMap(self.key_labels[name], blocks)
 
         # the energy of the charges is in eV, whatever the scales
         offsets: dict[str, TensorMap] = {}
         if equilibrium is not None:
             for name, unit in self.energy_units.items():
                 if name in outputs:
-                    block = results[name].block()
+                    block = per_atom[name].block()
                     energies = (unit * equilibrium.energies).unsqueeze(1).expand_as(block.values)
                     block = TensorBlock(energies, samples, block.components, block.properties)
                     offsets[name] = TensorMap(self.key_labels[name], [block])
-        results = collect(results, outputs, selected_atoms)
+        results.update(collect(per_atom, outputs, selected_atoms))
         offsets = collect(offsets, outputs, selected_atoms)
 
         # during training the trainer removes baselines and scales from the targets instead
@@ -422,6 +396,24 @@ class Lorem(ModelInterface[ModelHypers]):
                     block = TensorBlock(values, block.samples, block.components, block.properties)
                     new[name] = TensorMap(result.keys, [block])
         return new
+
+    def _charges_of_head(
+        self,
+        charges: torch.Tensor,
+        samples: Labels,
+        systems: List[System],
+        output: ModelOutput,
+        selected_atoms: Optional[Labels],
+    ) -> TensorMap:
+        """The output ``charge`` of a model without charge equilibration: what it predicts for the
+        target of reference charges, scales of older versions included."""
+        maps = {"mtt::atomic_charge": scalar_map(charges, "charge", samples)}
+        as_target = {"mtt::atomic_charge": output}
+        maps = collect(maps, as_target, selected_atoms)
+        if not self.training:
+            maps = self._add_baselines_and_scales(systems, as_target, maps, selected_atoms)
+        block = maps["mtt::atomic_charge"].block()
+        return scalar_map(block.values, "charge", block.samples)
 
     def _add_baselines_and_scales(
         self,

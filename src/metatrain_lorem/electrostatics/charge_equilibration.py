@@ -19,18 +19,13 @@ import torch
 from metatomic.torch import unit_conversion_factor
 
 from ..nn.mlp import MLP, Update
-from .charge_operator import ChargeOperator, detached, isolated_operator, periodic_operator, product
-from .gaussians import add_pairs, isolated_matrix, periodic_matrix, short_range_weights
-from .geometry import BatchGeometry, batch_geometry, first_atoms, sort_structures
-from .padding import group_by_size, padded_index
+from .charge_operator import ChargeOperator, detached, operator_of, product
+from .dense_charges import dense_charges
+from .gaussians import short_range_weights
+from .geometry import batch_geometry, first_atoms, sort_structures
+from .interactions import Interactions
 from .parameters import SPLINE_ORDER, ewald_parameters
-from .solvers import (
-    ResponseToResidual,
-    Solver,
-    respond,
-    solve_dense,
-    solve_iteratively,
-)
+from .solvers import ResponseToResidual, Solver, respond, solve_iteratively
 
 COULOMB_CONSTANT = 14.399645
 """1 / (4 pi epsilon_0) in eV Angstrom / e^2."""
@@ -120,6 +115,8 @@ class ChargeEquilibration(torch.nn.Module):
 
         d = num_features
         self.electronegativity = MLP([d, d, 1])
+        # small charges at first, whose energy does not bury that of the data
+        self.electronegativity[2].weight.data *= 0.1
         self.species_electronegativity = torch.nn.Parameter(torch.zeros(len(radii)))
         start = math.log(math.expm1(INITIAL_HARDNESS - LEAST_HARDNESS))
         self.raw_hardness = torch.nn.Parameter(torch.full((len(radii),), start))
@@ -263,51 +260,32 @@ class ChargeEquilibration(torch.nn.Module):
             of_pairs = variances[species[centers]] + variances[species[neighbors]]
             pair_weights = short_range_weights(distances, of_pairs, self.smearing)
 
-        charges, potentials = self.solve_dense(
-            dense,
+        interactions = Interactions(
+            geometry,
             first,
-            chi,
+            positions,
+            system_index,
             species,
             hardness,
             variances,
-            total_charge,
-            positions,
-            system_index,
             centers,
             neighbors,
             pair_weights,
-            geometry,
+            self.uses_pairs,
+            self.one_width,
+            self.smearing,
+            self.k_cutoff,
+            self.mesh_spacing,
+            self.spline_order,
+            self.max_terms,
+            self.angstrom,
         )
+        charges, potentials = dense_charges(interactions, dense, chi, total_charge)
         operators: list[ChargeOperator] = []
         starts: list[torch.Tensor] = []
         for s in iterative:
             begin, end = first[s], first[s + 1]
-            r, kinds = positions[begin:end], species[begin:end]
-            if geometry.dimensions[s] == 0:
-                operator = isolated_operator(r, hardness[kinds], variances[kinds], self.max_terms)
-            else:
-                pairs = torch.zeros([2, 0], dtype=torch.long, device=r.device)
-                weights = pair_weights[:0]
-                if self.uses_pairs:
-                    mine = torch.nonzero((centers >= begin) & (centers < end)).squeeze(1)
-                    pairs = torch.stack([centers[mine], neighbors[mine]]) - begin
-                    weights = pair_weights[mine]
-                operator = periodic_operator(
-                    r,
-                    kinds,
-                    geometry.cells[s],
-                    geometry.lengths[s],
-                    geometry.normals[s],
-                    geometry.heights[s],
-                    hardness,
-                    variances,
-                    pairs,
-                    weights,
-                    self.smearing,
-                    self.mesh_spacing,
-                    self.spline_order,
-                    self.angstrom,
-                )
+            operator = operator_of(interactions, s)
             operators.append(operator)
             solution, iterations = solve_iteratively(
                 detached(operator),
@@ -357,71 +335,6 @@ class ChargeEquilibration(torch.nn.Module):
             iterative,
             first,
         )
-
-    def solve_dense(
-        self,
-        structures: list[int],
-        first: list[int],
-        chi: torch.Tensor,
-        species: torch.Tensor,
-        hardness: torch.Tensor,
-        variances: torch.Tensor,
-        total_charge: torch.Tensor,
-        positions: torch.Tensor,
-        system_index: torch.Tensor,
-        centers: torch.Tensor,
-        neighbors: torch.Tensor,
-        pair_weights: torch.Tensor,
-        geometry: BatchGeometry,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Solve structures by their stored matrices, those of similar size together.
-
-        :param structures: their numbers
-        :return: charges and their potentials C q, zero for atoms of other structures, shape [N]
-        """
-        charges = torch.zeros_like(chi)
-        potentials = torch.zeros_like(chi)
-        # the second number keeps isolated structures from sharing a group with periodic ones
-        sizes: list[list[int]] = []
-        for s, count in enumerate(geometry.counts):
-            sizes.append([count, 1 if geometry.dimensions[s] == 0 else 2])
-        for group in group_by_size(structures, sizes):
-            longest = max([sizes[s][0] for s in group])
-            together = max(1, self.max_terms // (longest * longest))
-            for begin in range(0, len(group), together):
-                part = group[begin : begin + together]
-                atoms, mask = padded_index(
-                    [first[s] for s in part], [sizes[s][0] for s in part], chi.device
-                )
-                if sizes[part[0]][1] == 1:
-                    matrix = isolated_matrix(positions[atoms], mask, variances[species[atoms]])
-                else:
-                    matrix = periodic_matrix(
-                        part,
-                        atoms,
-                        mask,
-                        species,
-                        variances,
-                        positions,
-                        geometry,
-                        self.smearing,
-                        self.k_cutoff,
-                        self.one_width,
-                        self.max_terms,
-                    )
-                    if self.uses_pairs:
-                        matrix = add_pairs(
-                            matrix, atoms, mask, system_index, centers, neighbors, pair_weights
-                        )
-                real = mask.to(chi.dtype)
-                a = matrix + torch.diag_embed(hardness[species[atoms]] * real)
-                total = total_charge[torch.tensor(part, device=chi.device)].to(chi.dtype)
-                q = solve_dense(a, chi[atoms] * real, total, mask) * real
-                v = torch.bmm(matrix, q.unsqueeze(2)).squeeze(2) * real
-                charges = charges.index_add(0, atoms.flatten(), q.flatten())
-                potentials = potentials.index_add(0, atoms.flatten(), v.flatten())
-        return charges, potentials
 
     def choose_solver(
         self, isolated: list[int], small: list[int], large: list[int], counts: list[int]
@@ -545,15 +458,30 @@ def exact_sums(
     """
     Remove the rounding error of the sums of charges, in double precision.
 
+    Equal shifts of all charges may be below the resolution of a charge. The first atoms of each
+    structure take what they leave, in small equal portions.
+
     :param charges: shape [N]
     :param total_charge: shape [S]
-    :param system_index: structure of each atom, shape [N]
+    :param system_index: structure of each atom, non-decreasing, shape [N]
     :return: shape [N]
     """
-    sums = torch.zeros_like(total_charge, dtype=torch.float64)
-    numbers = torch.zeros_like(sums)
-    wide = charges.detach().to(torch.float64)
-    sums = sums.index_add(0, system_index, wide)
-    numbers = numbers.index_add(0, system_index, torch.ones_like(wide))
-    shift = (total_charge.to(torch.float64) - sums) / numbers.clamp(min=1.0)
-    return charges + shift[system_index].to(charges.dtype)
+    counts = torch.zeros_like(total_charge, dtype=torch.long)
+    counts = counts.index_add(0, system_index, torch.ones_like(system_index))
+    shift = missing_charge(charges, total_charge, system_index) / counts.clamp(min=1)
+    charges = charges + shift[system_index].to(charges.dtype)
+    missing = missing_charge(charges, total_charge, system_index)
+    # a multiple of the spacing of numbers up to 4
+    portion = 2.0**-22 if charges.dtype == torch.float32 else 2.0**-51
+    first = counts.cumsum(0) - counts
+    rank = torch.arange(charges.size(0), device=charges.device) - first[system_index]
+    takes = rank < (missing.abs() / portion).round()[system_index]
+    return charges + portion * (missing.sign()[system_index] * takes).to(charges.dtype)
+
+
+def missing_charge(
+    charges: torch.Tensor, total_charge: torch.Tensor, system_index: torch.Tensor
+) -> torch.Tensor:
+    """Total charge less the sum of the charges of each structure, float64, shape [S]."""
+    total = total_charge.to(torch.float64)
+    return total.index_add(0, system_index, -charges.detach().to(torch.float64))

@@ -12,6 +12,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from .gaussians import isolated_rows, self_weights
+from .interactions import Interactions
 from .padding import present_species
 from .species_mesh import (
     SpeciesMesh,
@@ -244,6 +245,48 @@ def periodic_operator(
         positions,
         v,
         0,
+    )
+
+
+def operator_of(interactions: Interactions, s: int) -> ChargeOperator:
+    """
+    The matrix A of one structure of a batch.
+
+    :param interactions: of the batch
+    :param s: number of the structure
+    :return: the operator
+    """
+    begin, end = interactions.first[s], interactions.first[s + 1]
+    positions, species = interactions.positions[begin:end], interactions.species[begin:end]
+    hardness, variances = interactions.hardness, interactions.variances
+    geometry = interactions.geometry
+    if geometry.dimensions[s] == 0:
+        return isolated_operator(
+            positions, hardness[species], variances[species], interactions.max_terms
+        )
+    if interactions.uses_pairs:
+        centers = interactions.centers
+        mine = torch.nonzero((centers >= begin) & (centers < end)).squeeze(1)
+        pairs = torch.stack([centers[mine], interactions.neighbors[mine]]) - begin
+        weights = interactions.pair_weights[mine]
+    else:
+        pairs = torch.zeros([2, 0], dtype=torch.long, device=positions.device)
+        weights = interactions.pair_weights[:0]
+    return periodic_operator(
+        positions,
+        species,
+        geometry.cells[s],
+        geometry.lengths[s],
+        geometry.normals[s],
+        geometry.heights[s],
+        hardness,
+        variances,
+        pairs,
+        weights,
+        interactions.smearing,
+        interactions.mesh_spacing,
+        interactions.spline_order,
+        interactions.angstrom,
     )
 
 

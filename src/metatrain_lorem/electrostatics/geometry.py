@@ -74,7 +74,8 @@ def check_boundaries(number: int, dimension: int, volume: float, size: float) ->
         raise ValueError(
             f"structure {number} of the batch is periodic in one direction only, for which "
             "long-range electrostatics is not available: make it periodic in three directions "
-            "with vacuum around it, or use a model without the long-range block"
+            "with vacuum around it, or use a model without the long-range block and without charge "
+            "equilibration"
         )
     # written so that NaN fails too
     if dimension > 0 and not volume > 1e-6 * size:

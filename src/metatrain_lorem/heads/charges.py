@@ -1,9 +1,9 @@
-r"""What follows from the charges of atoms: dipole moments."""
+r"""Targets and outputs that are charges of atoms, or made of them."""
 
 import ase.data
 import torch
-from metatomic.torch import unit_conversion_factor
-from metatrain.utils.data import TargetInfo
+from metatomic.torch import ModelOutput, unit_conversion_factor
+from metatrain.utils.data import DatasetInfo, TargetInfo
 
 ATOMIC_CHARGE = "mtt::atomic_charge"
 """Target of reference charges: ``charge`` is the name of the total charge in data sets."""
@@ -38,6 +38,47 @@ def is_energy(name: str, target: TargetInfo) -> bool:
     except (RuntimeError, ValueError):
         return False
     return target.unit != ""
+
+
+def check_charge_targets(dataset_info: DatasetInfo) -> None:
+    """Refuse targets that a model with charge equilibration can't have.
+
+    :param dataset_info: targets of the model
+    :raises ValueError: for reference charges under the name of the total charge, and for others
+        than one scalar per atom
+    """
+    for name in ("charge", "charges", "mtt::charge"):
+        if name in dataset_info.targets:
+            raise ValueError(
+                f"target '{name}': reference charges of atoms train under '{ATOMIC_CHARGE}', as "
+                "`charge` is the total charge (`extra_data: charge`)"
+            )
+    target = dataset_info.targets.get(ATOMIC_CHARGE)
+    if target is not None and not is_atomic_charge(target):
+        raise ValueError(
+            f"target '{ATOMIC_CHARGE}' must be one scalar per atom in e: `sample_kind: atom`, "
+            "`unit: e`"
+        )
+
+
+def charge_outputs(dataset_info: DatasetInfo, equilibrate: bool) -> dict[str, ModelOutput]:
+    """
+    :param dataset_info: targets of the model
+    :param equilibrate: whether it has charge equilibration
+    :return: outputs besides the targets: ``charge``, and what charges follow from
+    """
+    outputs: dict[str, ModelOutput] = {}
+    target = dataset_info.targets.get(ATOMIC_CHARGE)
+    if equilibrate or (target is not None and is_atomic_charge(target)):
+        outputs["charge"] = ModelOutput(unit="e", sample_kind="atom", description="atomic charges")
+    if equilibrate:
+        outputs["mtt::aux::electronegativity"] = ModelOutput(
+            unit="eV/e", sample_kind="atom", description="electronegativities"
+        )
+        outputs["mtt::aux::hardness"] = ModelOutput(
+            unit="eV/e^2", sample_kind="atom", description="hardness"
+        )
+    return outputs
 
 
 class ChargeDipole(torch.nn.Module):
