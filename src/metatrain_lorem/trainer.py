@@ -32,7 +32,7 @@ from .training.optimizers import build_optimizers, load_states, set_learning_rat
 from .training.progress import ProgressLogger
 from .training.scales import replace_zero_scales
 from .training.total_charges import TotalChargeCheck
-from .training.unscaled import check_fixed, unscaled_targets, with_fixed
+from .training.unscaled import LabelSpread, check_fixed, unscaled_targets, with_fixed
 
 
 class Trainer(TrainerInterface[TrainerHypers]):
@@ -130,8 +130,6 @@ class Trainer(TrainerInterface[TrainerHypers]):
     ) -> None:
         """Fit the composition model and the scaler to targets that are new to them."""
         unscaled = unscaled_targets(model)
-        if unscaled:
-            logging.info(f"No baseline, and scale 1: {', '.join(unscaled)}")
         composition = model.additive_models[0]
         without_baseline = [name for name in unscaled if name in composition.model.target_names]
         # No checkpoint_dir: `mtt train --restart auto` takes the newest *.ckpt there for ours
@@ -360,12 +358,22 @@ def _check_data(
     for split, datasets in (("training", train_datasets), ("validation", val_datasets)):
         part = share(datasets, processes.rank, processes.size)
         total_charges = TotalChargeCheck.of(model, split)
-        counts, num_atoms = check_labels(
-            part, targets, split, processes.device, also=total_charges.add
-        )
+        spread = LabelSpread(unscaled_targets(model) if split == "training" else [])
+
+        def look(
+            fields: dict[str, Any],
+            index: int,
+            total_charges: TotalChargeCheck = total_charges,
+            spread: LabelSpread = spread,
+        ) -> None:
+            total_charges.add(fields, index)
+            spread.add(fields)
+
+        counts, num_atoms = check_labels(part, targets, split, processes.device, also=look)
         counts = {name: processes.sum(count) for name, count in counts.items()}
         report_missing(counts, split)
         lowest, highest = total_charges.finish(processes)
+        spread.report(processes)
         if split == "training" and lowest <= highest:
             known = model.total_charge_range
             known[0], known[1] = min(lowest, float(known[0])), max(highest, float(known[1]))

@@ -1,7 +1,13 @@
 """Targets in their own units: no baseline, no scale."""
 
+import logging
+from typing import Any
+
+import torch
 from metatensor.torch import TensorMap
 from metatrain.utils.abc import ModelInterface
+
+from .distributed import Processes
 
 Weights = dict[str, float | dict[int, float]]
 
@@ -15,6 +21,50 @@ def unscaled_targets(model: ModelInterface) -> list[str]:
     equilibrated = model.charge_equilibration is not None
     new = model.scaler.new_outputs
     return [name for name in model.unscaled_targets if equilibrated or name in new]
+
+
+class LabelSpread:
+    """How far labels are from their mean, for atoms that of their element.
+
+    :param targets: names of targets
+    """
+
+    def __init__(self, targets: list[str]) -> None:
+        # number, sum and sum of squares of the labels of each element
+        self.sums = {name: torch.zeros(256, 3, dtype=torch.float64) for name in targets}
+
+    def add(self, fields: dict[str, Any]) -> None:
+        """
+        :param fields: structure and labels
+        """
+        for name, sums in self.sums.items():
+            if name not in fields:
+                continue
+            values = fields[name].block().values.to("cpu", torch.float64)
+            types = torch.zeros(values.shape[0], dtype=torch.int64)
+            if "atom" in fields[name].block().samples.names:
+                types = fields["system"].types.to("cpu", torch.int64)
+            types = types.repeat_interleave(values[0].numel())
+            values = values.flatten()
+            known = torch.isfinite(values)
+            powers = torch.stack([torch.ones_like(values), values, values**2], dim=1)
+            sums.index_add_(0, types[known], powers[known])
+
+    def report(self, processes: Processes) -> None:
+        """Log a weight for the loss of each target.
+
+        :param processes: each has added its share
+        """
+        for name, sums in self.sums.items():
+            count, total, squares = processes.sum(sums.to(processes.device)).cpu().unbind(dim=1)
+            variance = float((squares - total**2 / count.clamp(min=1)).sum() / count.sum())
+            if variance > 0.0:
+                logging.info(
+                    f"Target '{name}' has neither baseline nor scale. Its training labels deviate "
+                    f"by {variance**0.5:.3g} from their mean (of each element, for atoms): with a "
+                    f"weight of 1/{variance**0.5:.3g}² = {1 / variance:.3g} in the loss it counts "
+                    "like other targets"
+                )
 
 
 def with_fixed(
