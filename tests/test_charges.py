@@ -356,3 +356,20 @@ def test_too_few_iterations(lorem):
         scripted = torch.jit.script(model)
     with pytest.raises(torch.jit.Error, match="structure 1 .* did not converge"):
         scripted(lorem.systems(model, frames), {"energy": ModelOutput(sample_kind="system")})
+
+
+def test_charges_of_a_head(lorem):
+    """Without charge equilibration the output is what the target of reference charges predicts."""
+    options = {"quantity": "charge", "unit": "e", "type": "scalar", "num_subtargets": 1}
+    name = "mtt::atomic_charge"
+    target = get_generic_target_info(name, {**options, "sample_kind": "atom", "description": ""})
+    energy = get_energy_target_info("energy", {"unit": "eV"})
+    model = lorem.new_model(targets={"energy": energy, name: target})
+    # a scale that only an older version can have
+    for part in (model.scaler.model.scales[name], model.scaler.model.per_target_scales[name]):
+        part.block().values[:] = 3.0
+    frames = [lorem.frames["bulk"], lorem.frames["molecule"]]
+    charges = lorem.values(model, frames, "charge", "atom")
+    torch.testing.assert_close(charges, lorem.values(model, frames, name, "atom"))
+    assert charges.abs().max() > 1e-3
+    model.export()

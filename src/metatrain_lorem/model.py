@@ -407,7 +407,9 @@ class Lorem(ModelInterface[ModelHypers]):
     ) -> TensorMap:
         """The output ``charge`` of a model without charge equilibration: what it predicts for the
         target of reference charges, scales of older versions included."""
-        maps = {"mtt::atomic_charge": scalar_map(charges, "charge", samples)}
+        properties = self.property_labels["mtt::atomic_charge"][0]
+        block = TensorBlock(charges, samples, [], properties)
+        maps = {"mtt::atomic_charge": TensorMap(self.key_labels["mtt::atomic_charge"], [block])}
         as_target = {"mtt::atomic_charge": output}
         maps = collect(maps, as_target, selected_atoms)
         if not self.training:
