@@ -18,6 +18,7 @@ from metatomic.torch import (
     NeighborListOptions,
     System,
 )
+from metatrain.utils.data.target_info import get_energy_target_info, get_generic_target_info
 
 from metatrain_lorem.__main__ import main
 from metatrain_lorem.report import evaluate
@@ -308,3 +309,28 @@ def test_missing_key_is_named(model_path, test_set, keys, message):
 def test_missing_model_is_an_error(test_set, tmp_path):
     with pytest.raises(SystemExit, match="error: .*nothing.pt"):
         main(["report", str(tmp_path / "nothing.pt"), str(test_set)])
+
+
+@pytest.mark.parametrize("kind", [{"cartesian": {"rank": 1}}, {"spherical": {"irreps": [(1, 1)]}}])
+def test_dipoles_of_a_model_in_debye(lorem, tmp_path, kind):
+    section = {"quantity": "dipole", "unit": "debye", "type": kind, "num_subtargets": 1}
+    if "spherical" in kind:
+        section["type"] = {"spherical": {"irreps": [{"o3_lambda": 1, "o3_sigma": 1}]}}
+    name = "mtt::dipole_moment"
+    targets = {
+        "energy": get_energy_target_info("energy", {"unit": "eV"}),
+        name: get_generic_target_info(name, {**section, "sample_kind": "system"}),
+    }
+    model = lorem.new_model(targets=targets, charge_equilibration={"enable": True})
+    model.export().save(str(tmp_path / "model.pt"))
+    frames = [lorem.frames["molecule"], lorem.frames["molecule"].copy()]
+    frames[1].rotate(70, "x")
+    for frame in frames:
+        frame.info.update(energy=0.0, dipole_moment=[0.0, 0.0, 0.0])
+        frame.arrays["forces"] = np.zeros((len(frame), 3))
+    write(tmp_path / "test.xyz", frames)
+    predicted = evaluate(tmp_path / "model.pt", tmp_path / "test.xyz").predicted_dipoles
+    charges = lorem.values(model, frames, "charge", "atom").reshape(2, -1)
+    for frame, q, dipole in zip(frames, charges, predicted, strict=True):
+        expected = q.numpy() @ (frame.positions - frame.get_center_of_mass())
+        np.testing.assert_allclose(dipole, expected, atol=1e-6)

@@ -8,7 +8,14 @@ import ase
 import numpy as np
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
-from metatomic.torch import AtomisticModel, System, systems_to_torch
+from metatomic.torch import (
+    AtomisticModel,
+    ModelCapabilities,
+    ModelOutput,
+    System,
+    systems_to_torch,
+    unit_conversion_factor,
+)
 from metatrain.utils.data.readers.ase import read
 from metatrain.utils.data.target_info import get_energy_target_info
 from metatrain.utils.devices import pick_devices
@@ -106,7 +113,7 @@ def evaluate(
     for index, system in enumerate(_systems(structures, model)):
         system = get_system_with_neighbor_lists(system, neighbor_lists).to(dtype, device)
         wanted = [name for name, values in labels.items() if not np.isnan(values[index]).all()]
-        requested = targets | {name: capabilities.outputs[name] for name in wanted}
+        requested = targets | {name: _output(capabilities, name) for name in wanted}
         outputs = evaluate_model(model, [system], requested, is_training=False)
         block = outputs["energy"].block()
         energies.append(block.values.item())
@@ -114,7 +121,9 @@ def evaluate(
         for name, values in labels.items():
             missing = np.full_like(values[index], np.nan)
             predictions[name].append(
-                outputs[name].block().values.detach().cpu().numpy().reshape(missing.shape)
+                _in_standard_form(outputs[name].block(), capabilities.outputs[name].unit).reshape(
+                    missing.shape
+                )
                 if name in wanted
                 else missing
             )
@@ -165,6 +174,23 @@ def _atomic_charges(structures: list[ase.Atoms], key: str) -> list[np.ndarray]:
             raise ValueError(f"structure {index}: {key!r} is not one number per atom")
         charges.append(values.astype(float).flatten())
     return charges
+
+
+def _output(capabilities: ModelCapabilities, name: str) -> ModelOutput:
+    """What to ask for: charges per atom, dipole moments per structure."""
+    kind = "atom" if name == "charge" else "system"
+    return ModelOutput(unit=capabilities.outputs[name].unit, sample_kind=kind)
+
+
+def _in_standard_form(block: TensorBlock, unit: str) -> np.ndarray:
+    """Values in e and e Å, vectors as x, y, z."""
+    values = block.values.detach().cpu().numpy()
+    if len(block.components) > 0:
+        values = values * (unit_conversion_factor(unit, "e*angstrom") if unit else 1.0)
+        if block.components[0].names == ["o3_mu"]:
+            # spherical components of degree 1 are y, z, x
+            values = values[:, [2, 0, 1]]
+    return values
 
 
 def _dipoles(structures: list[ase.Atoms], key: str) -> list[np.ndarray]:
