@@ -1,5 +1,6 @@
 """Charges of the model: their sums, symmetries, units, derivatives in training and in export."""
 
+import copy
 import warnings
 
 import numpy as np
@@ -107,13 +108,17 @@ def test_symmetries(lorem, boundary):
     torch.testing.assert_close(after, before[order], rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("charge", [0.0, 1.0])
 @pytest.mark.parametrize("solver, tolerance", [("dense", 1e-9), ("iterative", 1e-5)])
-def test_supercell(lorem, solver, tolerance):
+def test_supercell(lorem, solver, tolerance, charge):
     model = equilibrated(lorem, solver=solver, accuracy=tolerance / 10)
-    frame = lorem.frames["bulk"]
+    frame = lorem.frames["bulk"].copy()
+    frame.info["charge"] = charge
+    copies = frame.repeat((2, 2, 1))
+    copies.info["charge"] = 4 * charge
     for output in ("charge", "energy"):
         before = lorem.values(model, [frame], output, "atom").repeat(4, 1)
-        after = lorem.values(model, [frame.repeat((2, 2, 1))], output, "atom")
+        after = lorem.values(model, [copies], output, "atom")
         assert (after - before).abs().max() < tolerance * before.std()
 
 
@@ -373,3 +378,45 @@ def test_charges_of_a_head(lorem):
     torch.testing.assert_close(charges, lorem.values(model, frames, name, "atom"))
     assert charges.abs().max() > 1e-3
     model.export()
+
+
+def test_distant_ions_do_not_see_the_charge_of_each_other(lorem):
+    """Two equal ions share twice the charge, and have twice the energy but for Q²/r."""
+    model = equilibrated(lorem)
+    frame = lorem.frames["molecule"].copy()
+    frame.info["charge"] = 1.0
+    distance = 3000.0
+    pair = frame + frame
+    pair.positions[len(frame) :, 0] += distance
+    pair.info["charge"] = 2.0
+    single = lorem.values(model, [frame]).item()
+    both = lorem.values(model, [pair]).item()
+    assert abs(both - 2 * single - 14.399645 / distance) < 1e-4
+    charges = lorem.values(model, [pair], "charge", "atom")
+    assert abs(charges[: len(frame)].sum() - 1.0) < 1e-3
+
+
+def test_dipoles_of_periodic_structures_in_training(lorem):
+    """They have no labels; the dipoles of the other structures of the batch do not change."""
+    model = equilibrated(lorem, {"energy": ENERGY, "mtt::dipole_moment": DIPOLE})
+    model.train()
+    frames = [lorem.frames["molecule"].copy(), lorem.frames["bulk"].copy()]
+    for frame in frames:
+        frame.info["charge"] = 0.0
+    both = lorem.values(model, frames, "mtt::dipole_moment")
+    torch.testing.assert_close(both[0], lorem.values(model, frames[:1], "mtt::dipole_moment")[0])
+    assert (both[1] == 0).all() and both[0].abs().max() > 1e-3
+
+
+def test_solver_may_change_at_a_restart(lorem):
+    model = equilibrated(lorem, solver="dense")
+    hypers = copy.deepcopy(model.hypers)
+    hypers["charge_equilibration"].update(solver="iterative", tolerance=1e-3, max_iterations=7)
+    model.restart(model.dataset_info, hypers)
+    for key in ("solver", "tolerance", "max_iterations"):
+        assert getattr(model.charge_equilibration, key) == hypers["charge_equilibration"][key]
+    reloaded = type(model).load_checkpoint(model.get_checkpoint(), "export")
+    assert reloaded.charge_equilibration.max_iterations == 7
+    hypers["charge_equilibration"]["energy"] = "celli"
+    with pytest.raises(ValueError, match="charge_equilibration"):
+        model.restart(model.dataset_info, hypers)

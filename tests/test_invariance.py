@@ -4,8 +4,13 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import bulk
 from metatensor.torch import Labels, TensorBlock
 from metatomic.torch import ModelOutput, System
+from metatrain.utils.neighbor_lists import (
+    get_requested_neighbor_lists,
+    get_system_with_neighbor_lists,
+)
 from scipy.spatial.transform import Rotation
 
 ACCURACY = 1e-10
@@ -191,3 +196,17 @@ def test_distant_charges_interact_as_one_over_r(lorem):
     assert abs(powers[1] @ coefficients / interaction[1] - 1) < 1e-4
     leading = coefficients[0] / distances[-1]
     assert abs(leading / interaction[-1] - 1) < 0.05
+
+
+@pytest.mark.parametrize("equilibrate", [False, True])
+def test_perfect_crystal_has_no_forces(lorem, equilibrate):
+    """Where symmetry makes features zero, their rounding errors must not make forces."""
+    model = lorem.new_model(charge_equilibration={"enable": equilibrate})
+    frame = bulk("CO", "rocksalt", 5.2, cubic=True)
+    system = lorem.systems(model, [frame])[0]
+    positions = system.positions.clone().requires_grad_(True)
+    moved = System(system.types, positions, system.cell, system.pbc)
+    moved = get_system_with_neighbor_lists(moved, get_requested_neighbor_lists(model))
+    energy = model([moved], {"energy": ModelOutput(sample_kind="system")})["energy"]
+    (gradient,) = torch.autograd.grad(energy.block().values.sum(), positions)
+    assert gradient.abs().max() < 1e-8

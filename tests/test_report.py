@@ -188,12 +188,10 @@ def test_missing_labels_are_left_out(model_path, test_set):
     assert every["force RMSE (meV/Å)"] == pytest.approx(300 / np.sqrt(6))
 
 
-def test_missing_charge_counts_as_zero(model_path, tmp_path, caplog):
-    path = write_pairs(tmp_path / "test.xyz", charges=(None, 1))
-    evaluation = evaluate(model_path, path)
-    assert evaluation.predicted_energy[0] == pytest.approx(4.0)
-    assert "1 structures have no total charge" in caplog.text
-    assert [row["group"] for row in errors(evaluation)] == ["all", "Cl", "Na", "charge +1"]
+def test_missing_charge_is_an_error(model_path, tmp_path):
+    path = write_pairs(tmp_path / "test.xyz", charges=(1, None))
+    with pytest.raises(ValueError, match="structure 1 has no total charge"):
+        evaluate(model_path, path)
 
 
 def test_command_writes_table_and_plot(model_path, tmp_path, capsys):

@@ -474,6 +474,7 @@ class Lorem(ModelInterface[ModelHypers]):
         """
         if model_hypers is not None:
             defaults = get_default_hypers("lorem")["model"]
+            self._take_solver(model_hypers.get("charge_equilibration", {}))
             changes = get_hypers_diff(self.hypers, model_hypers, default_hypers=defaults)
             new_blocks = {}
             for block in ("charge_equilibration", "long_range"):
@@ -515,6 +516,17 @@ class Lorem(ModelInterface[ModelHypers]):
         )
         self.scaler = self.scaler.restart(dataset_info)
         return self
+
+    def _take_solver(self, hypers: dict[str, Any]) -> None:
+        """Take over how charges are solved for, which no weight depends on."""
+        for key in ("solver", "tolerance", "max_iterations"):
+            old = self.hypers["charge_equilibration"][key]
+            if self.charge_equilibration is not None and hypers.get(key, old) != old:
+                logging.info(f"charge_equilibration.{key} was {old}, now {hypers[key]}")
+                self.hypers["charge_equilibration"][key] = hypers[key]
+                check_hypers(self.hypers)
+                value = 0.0 if key == "tolerance" and hypers[key] is None else hypers[key]
+                setattr(self.charge_equilibration, key, value)
 
     @classmethod
     def load_checkpoint(

@@ -219,10 +219,12 @@ def _systems(structures: list[ase.Atoms], model: AtomisticModel) -> list[System]
         if name != "charge" or requested.sample_kind != "system":
             raise ValueError(f"the model requests the input {name!r}, which a report cannot give")
         charges = [float(atoms.info.get("charge", np.nan)) for atoms in structures]
-        missing = int(np.isnan(charges).sum())
-        if missing:
-            logger.warning("%d structures have no total charge 'charge', 0 is taken", missing)
-        values = torch.tensor(charges, dtype=torch.float64).nan_to_num(0.0)
+        if np.isnan(charges).any():
+            raise ValueError(
+                f"structure {int(np.argmax(np.isnan(charges)))} has no total charge `charge`, "
+                "which the model needs"
+            )
+        values = torch.tensor(charges, dtype=torch.float64)
         block = TensorBlock(
             values=values.reshape(-1, 1),
             samples=Labels.range("system", len(structures)),

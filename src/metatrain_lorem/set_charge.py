@@ -50,6 +50,8 @@ def set_charge(checkpoint_path: str | Path, total_charge: float, output_path: st
 
 def _load(path: Path) -> dict[str, Any]:
     """The checkpoint in a file, in the current version."""
+    if path.suffix == ".pt":
+        raise ValueError(f"{path} is an exported model; give the checkpoint (.ckpt) it came from")
     try:
         checkpoint = torch.load(path, weights_only=False, map_location="cpu")
         name = checkpoint["architecture_name"]

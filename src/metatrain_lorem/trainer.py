@@ -32,7 +32,7 @@ from .training.optimizers import build_optimizers, load_states, set_learning_rat
 from .training.progress import ProgressLogger
 from .training.scales import replace_zero_scales
 from .training.total_charges import TotalChargeCheck
-from .training.unscaled import LabelSpread, check_fixed, unscaled_targets, with_fixed
+from .training.unscaled import LabelSpread, check_dipole, check_fixed, unscaled_targets, with_fixed
 
 
 class Trainer(TrainerInterface[TrainerHypers]):
@@ -368,6 +368,8 @@ def _check_data(
         ) -> None:
             total_charges.add(fields, index)
             spread.add(fields)
+            if model.charge_dipole is not None:
+                check_dipole(fields, f"Structure {index} of the {total_charges.split} set")
 
         counts, num_atoms = check_labels(part, targets, split, processes.device, also=look)
         counts = {name: processes.sum(count) for name, count in counts.items()}

@@ -104,7 +104,7 @@ def test_norms_at_the_origin_have_zero_gradients(dtype):
 def test_norms_of_tiny_and_huge_blocks(size):
     """Their squares leave the range of single precision, the norms and gradients do not."""
     unit = torch.tensor([0.6, 0.0, -0.8]).reshape(1, 3, 1)
-    features = torch.cat([torch.ones(1, 1, 1), size * unit], dim=1).requires_grad_()
+    features = (size * torch.cat([torch.ones(1, 1, 1), unit], dim=1)).requires_grad_()
     norms = spherical_norms(features, 1)
     assert abs(norms[0, 1].item() / (3**0.25 * size) - 1) < 1e-6
     (gradient,) = torch.autograd.grad(norms[0, 1], features, create_graph=True)
@@ -112,3 +112,15 @@ def test_norms_of_tiny_and_huge_blocks(size):
     (second,) = torch.autograd.grad(gradient[0, 2, 0], features)
     assert torch.isfinite(second).all()
     assert abs(second[0, 2, 0].item() * size / 3**0.25 - 1) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_errors_have_no_gradient(dtype):
+    """What symmetry makes zero is not quite zero; its norm must not have a gradient of size one."""
+    features = torch.rand(3, 9, 2, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    features[:, 1:4] *= torch.finfo(dtype).eps
+    features.requires_grad_()
+    norms = spherical_norms(features, 2)
+    (gradient,) = torch.autograd.grad(norms.sum(), features)
+    assert (norms[:, 2:4] == 0).all() and (gradient[:, 1:4] == 0).all()
+    assert (gradient[:, 4:].abs().amax(dim=1) > 0.1).all()

@@ -8,6 +8,7 @@ from metatensor.torch import Labels, TensorBlock, TensorMap
 
 from metatrain_lorem.training.unscaled import (
     LabelSpread,
+    check_dipole,
     check_fixed,
     unscaled_targets,
     with_fixed,
@@ -86,3 +87,14 @@ def one_block(values, samples, components):
     labels = torch.arange(len(values)).unsqueeze(1).repeat(1, len(samples))
     block = TensorBlock(values, Labels(samples, labels), components, Labels.single())
     return TensorMap(Labels.single(), [block])
+
+
+def test_dipole_moment_of_a_periodic_structure():
+    def fields(pbc, value):
+        block = one_block(torch.full((1, 3, 1), value), ["system"], [Labels.range("xyz", 3)])
+        return {"system": SimpleNamespace(pbc=torch.tensor(pbc)), "mtt::dipole_moment": block}
+
+    check_dipole(fields([False] * 3, 1.0), "Structure 3")
+    check_dipole(fields([True] * 3, torch.nan), "Structure 3")
+    with pytest.raises(ValueError, match="Structure 3 is periodic"):
+        check_dipole(fields([True, True, False], 1.0), "Structure 3")

@@ -125,7 +125,7 @@ class ChargeEquilibration(torch.nn.Module):
         # softplus(g) / ln 2 is one where g is zero
         g = torch.zeros(len(radii))
         self.raw_widths = torch.nn.Parameter(g, requires_grad=learn_widths)
-        self.update = Update(2 + num_species_features, d)
+        self.update = Update(1 + num_species_features, d)
 
         parameters = ewald_parameters(cutoff, accuracy)
         self.accuracy: float = accuracy
@@ -224,9 +224,9 @@ class ChargeEquilibration(torch.nn.Module):
             neighbors,
             distances,
         )
+        # not the total charge: of two distant fragments each must see its own charge only
         q = equilibrium.charges.unsqueeze(1)
-        of_structure = total_charge[system_index].unsqueeze(1).to(x.dtype)
-        return self.update(x, torch.cat([q, species_features, of_structure], dim=1)), equilibrium
+        return self.update(x, torch.cat([q, species_features], dim=1)), equilibrium
 
     def equilibrate(
         self,

@@ -133,12 +133,13 @@ class ChargeDipole(torch.nn.Module):
         :param species: species of each atom, shape [N]
         :param pbc: periodic directions, bool, shape [S, 3]
         :param system_index: structure of each atom, shape [N]
-        :return: contributions of the atoms in the unit of the target, shape [N, 3, 1]
-        :raises ValueError: for a periodic structure
+        :return: contributions of the atoms in the unit of the target, shape [N, 3, 1]; in training
+            zero for periodic structures, which have no labels
+        :raises ValueError: for a periodic structure, except in training
         """
         periodic: list[bool] = pbc.any(dim=1).tolist()
         for i, is_periodic in enumerate(periodic):
-            if is_periodic:
+            if is_periodic and not self.training:
                 raise ValueError(
                     f"structure {i} of the batch is periodic: its dipole moment depends on the "
                     "choice of the cell. Ask for dipole moments of isolated structures only"
@@ -149,6 +150,7 @@ class ChargeDipole(torch.nn.Module):
         sums = sums.index_add(0, system_index, weighted)
         centers = sums[:, :3] / sums[:, 3:]
         dipoles = self.factor * charges.unsqueeze(1) * (positions - centers[system_index])
+        dipoles = dipoles * torch.logical_not(pbc.any(dim=1))[system_index].unsqueeze(1)
         if not self.cartesian:
             dipoles = dipoles.index_select(1, self.order)
         return dipoles.unsqueeze(2)

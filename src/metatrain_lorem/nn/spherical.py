@@ -62,7 +62,11 @@ def spherical_norms(features: torch.Tensor, max_degree: int) -> torch.Tensor:
     :param max_degree: largest degree L
     :return: ``[atoms, (L + 1) * channels]``, channels fastest
     """
-    tiny = 1e-30 if features.dtype == torch.float32 else 1e-150
+    single = features.dtype == torch.float32
+    tiny = 1e-30 if single else 1e-150
+    # what symmetry makes zero is left with a rounding error, whose gradient would be of size one
+    # in any direction
+    noise = (6e-6 if single else 1e-14) * features.detach().abs().amax(dim=1, keepdim=True)
     norms: list[torch.Tensor] = []
     for degree in range(max_degree + 1):
         block = features[:, degree * degree : (degree + 1) * (degree + 1)]
@@ -73,7 +77,7 @@ def spherical_norms(features: torch.Tensor, max_degree: int) -> torch.Tensor:
         # |x| = s |x / s| for any constant s: with s the largest component no square, no inverse
         # and no second derivative over- or underflows
         scale = block.detach().abs().amax(dim=1, keepdim=True)
-        vanishes = scale < tiny
+        vanishes = (scale < tiny) | (scale < noise)
         scale = torch.where(vanishes, torch.ones_like(scale), scale)
         squares = ((block / scale) ** 2).sum(dim=1, keepdim=True)
         squares = torch.where(vanishes, torch.ones_like(squares), squares)

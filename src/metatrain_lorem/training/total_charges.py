@@ -144,9 +144,12 @@ class TotalChargeCheck:
         checks = processes.gather(self)
         counts = {name: sum(check.counts[name] for check in checks) for name in self.counts}
         if counts["missing"] > 0:
-            logging.info(
+            # all of them: most likely `extra_data` was forgotten
+            level = logging.WARNING if counts["missing"] == counts["all"] else logging.INFO
+            logging.log(
+                level,
                 f"Total charge: {counts['missing']} of {counts['all']} structures in the "
-                f"{self.split} set have none (missing or NaN) and count as 0"
+                f"{self.split} set have none (missing or NaN) and count as 0",
             )
         if counts["different"] > 0:
             _, index, charge, total = max(check.worst for check in checks)

@@ -7,6 +7,7 @@ import torch
 from metatensor.torch import TensorMap
 from metatrain.utils.abc import ModelInterface
 
+from ..heads.charges import DIPOLE_MOMENT
 from .distributed import Processes
 
 Weights = dict[str, float | dict[int, float]]
@@ -65,6 +66,21 @@ class LabelSpread:
                     f"weight of 1/{variance**0.5:.3g}² = {1 / variance:.3g} in the loss it counts "
                     "like other targets"
                 )
+
+
+def check_dipole(fields: dict[str, Any], structure: str) -> None:
+    """Refuse dipole moments that charges cannot be compared with.
+
+    :param fields: structure and labels
+    :param structure: what to call it in errors
+    :raises ValueError: for the dipole moment of a periodic structure
+    """
+    if DIPOLE_MOMENT in fields and fields["system"].pbc.any():
+        if not fields[DIPOLE_MOMENT].block().values.isnan().all():
+            raise ValueError(
+                f"{structure} is periodic and has a dipole moment, which depends on the choice of "
+                f"the cell: set its '{DIPOLE_MOMENT}' to NaN"
+            )
 
 
 def with_fixed(
