@@ -2,6 +2,7 @@
 
     python benchmarks/charge_equilibration.py iterations
     python benchmarks/charge_equilibration.py model
+    python benchmarks/charge_equilibration.py model --tiny --short-range --repeats 5 10 20 24
 
 Both use perturbed rocksalt NaCl. ``iterations`` counts products with the matrix until the residual
 is small, in double precision. ``model`` measures energy and forces of an exported model with random
@@ -105,11 +106,14 @@ def iterations(repeats: list[int], hardness: float) -> None:
         print(f"{len(atoms):8d} {counts[0]:>14} {counts[1]:>14} {seconds:20.3f} s", flush=True)
 
 
-def exported(path: Path, equilibrate: bool, short_range: bool) -> None:
-    """Write a model with default hypers and random weights."""
+def exported(path: Path, equilibrate: bool, short_range: bool, tiny: bool) -> None:
+    """Write a model with default hypers, or ones as small as possible, and random weights."""
     hypers = copy.deepcopy(get_default_hypers("lorem")["model"])
     hypers["charge_equilibration"]["enable"] = equilibrate
     hypers["long_range"]["enable"] = not short_range
+    if tiny:
+        hypers.update(num_features=4, num_radial=4, num_spherical_features=1, max_degree=0)
+        hypers["long_range"]["max_degree"] = 0
     torch.manual_seed(0)
     targets = {"energy": get_energy_target_info("energy", {"unit": "eV"})}
     model = Lorem(hypers, DatasetInfo("angstrom", [11, 17], targets)).eval()
@@ -144,14 +148,16 @@ def measure(path: Path, repeat: int, repetitions: int, precision: int) -> dict[s
     return {"time": float(np.median(times[1:] or times)), "bytes": 1024.0 * peak}
 
 
-def scaling(repeats: list[int], repetitions: int, short_range: bool, precision: int) -> None:
+def scaling(
+    repeats: list[int], repetitions: int, short_range: bool, tiny: bool, precision: int
+) -> None:
     """Print a table of times and memory, and the exponents."""
     print(f"{'atoms':>8} {'without (s)':>12} {'with (s)':>10} {'ratio':>6} {'kB/atom':>9}")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / "without.pt", Path(folder) / "with.pt"]
         for path, equilibrate in zip(paths, (False, True), strict=True):
-            exported(path, equilibrate, short_range)
+            exported(path, equilibrate, short_range, tiny)
         for repeat in repeats:
             results = []
             for path in paths:
@@ -187,6 +193,7 @@ def main() -> None:
     model.add_argument("--repeats", type=int, nargs="+", default=[3, 5, 6, 10])
     model.add_argument("--repetitions", type=int, default=3)
     model.add_argument("--short-range", action="store_true", help="no long-range block")
+    model.add_argument("--tiny", action="store_true", help="little but the charges costs time")
     model.add_argument("--precision", type=int, choices=(32, 64), default=32)
     single = commands.add_parser("measure")
     single.add_argument("path", type=Path)
@@ -198,7 +205,11 @@ def main() -> None:
         iterations(arguments.repeats, arguments.hardness)
     elif arguments.command == "model":
         scaling(
-            arguments.repeats, arguments.repetitions, arguments.short_range, arguments.precision
+            arguments.repeats,
+            arguments.repetitions,
+            arguments.short_range,
+            arguments.tiny,
+            arguments.precision,
         )
     else:
         repeat, repetitions, precision = arguments.numbers
