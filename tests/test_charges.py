@@ -420,3 +420,18 @@ def test_solver_may_change_at_a_restart(lorem):
     hypers["charge_equilibration"]["energy"] = "celli"
     with pytest.raises(ValueError, match="charge_equilibration"):
         model.restart(model.dataset_info, hypers)
+
+
+def test_new_charge_equilibration_takes_over_the_target_of_a_head(lorem):
+    """A model that learned charges by a head goes on with those that minimise an energy."""
+    options = {"quantity": "charge", "unit": "e", "type": "scalar", "num_subtargets": 1}
+    name = "mtt::atomic_charge"
+    target = get_generic_target_info(name, {**options, "sample_kind": "atom", "description": ""})
+    model = lorem.new_model(targets={"energy": ENERGY, name: target})
+    hypers = copy.deepcopy(model.hypers)
+    hypers["charge_equilibration"]["enable"] = True
+    extended = model.restart(model.dataset_info, hypers).to(torch.float64).eval()
+    frame = lorem.frames["molecule"]
+    charges = lorem.values(extended, [frame], name, "atom")
+    torch.testing.assert_close(charges, lorem.values(extended, [frame], "charge", "atom"))
+    assert abs(charges.sum()) < 1e-12 and charges.abs().max() > 1e-3

@@ -53,6 +53,9 @@ def with_blocks(
     places = [stages.index(stage) for stage in stage_names(model.hypers)]
     d = int(hypers["num_features"])
     for name, tensor in model.state_dict().items():
+        if name.startswith("heads.") and name.split(".")[1] not in extended.heads:
+            # a target that is made of the charges now
+            continue
         if name.endswith("invariants.last_layer.weight"):
             # sees the features of more stages
             columns = torch.zeros_like(state[name])
@@ -63,7 +66,7 @@ def with_blocks(
             head, rest = name.split(".invariants.stages.")
             number, parameter = rest.split(".", 1)
             name = f"{head}.invariants.stages.{places[int(number)]}.{parameter}"
-        if name in state:
+        if name in state:  # not the total charge's embedding, which charge equilibration replaces
             state[name] = tensor
     extended.load_state_dict(state)
     extended.additive_models[0].sync_tensor_maps()

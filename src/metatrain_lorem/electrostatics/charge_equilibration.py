@@ -12,6 +12,7 @@ with the hardness J of each species and the Coulomb matrix C of Gaussian charges
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import ase.data
@@ -25,7 +26,7 @@ from .gaussians import short_range_weights
 from .geometry import batch_geometry, first_atoms, sort_structures
 from .interactions import Interactions
 from .parameters import SPLINE_ORDER, ewald_parameters
-from .solvers import ResponseToResidual, Solver, respond, solve_iteratively
+from .solvers import ResponseToResidual, respond, solve_iteratively
 
 COULOMB_CONSTANT = 14.399645
 """1 / (4 pi epsilon_0) in eV Angstrom / e^2."""
@@ -387,19 +388,20 @@ class ChargeEquilibration(torch.nn.Module):
         """
         results: list[torch.Tensor] = []
         indices: list[torch.Tensor] = []
-        for operator, s in zip(operators, structures):  # noqa: B905
+        for operator, s in zip(operators, structures, strict=True):
             begin, end = first[s], first[s + 1]
             of_structure = q[begin:end]
-            solver = Solver(
+            solve = partial(
+                respond,
                 detached(operator),
-                self.relative_tolerance(chi),
-                self.max_iterations,
-                f"structure {s} of the batch (in a derivative)",
+                tolerance=self.relative_tolerance(chi),
+                max_iterations=self.max_iterations,
+                name=f"structure {s} of the batch (in a derivative)",
             )
             for _ in range(2):
                 r = product(operator, of_structure) + chi[begin:end]
                 if r.requires_grad:
-                    of_structure = of_structure + ResponseToResidual.apply(r, solver)
+                    of_structure = of_structure + ResponseToResidual.apply(r, solve)
             results.append(of_structure)
             indices.append(torch.arange(begin, end, device=q.device))
         return torch.zeros_like(q).index_add(0, torch.cat(indices), torch.cat(results))

@@ -7,6 +7,8 @@ Both solvers find q and :math:`\mu` with
 for a symmetric A that is positive definite on the vectors of zero sum.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from .charge_operator import ChargeOperator, precondition, product
@@ -137,58 +139,33 @@ def respond(
     :raises ValueError: see ``solve_iteratively``
     """
     zero = torch.zeros_like(b)
-    effective = float(torch.linalg.vector_norm(without_mean(b)))
-    if effective <= tolerance * float(torch.linalg.vector_norm(b)):
+    effective = torch.linalg.vector_norm(without_mean(b))
+    if bool(effective <= tolerance * torch.linalg.vector_norm(b)):
         return zero
     return solve_iteratively(operator, b, zero.sum(), zero, tolerance, max_iterations, name)[0]
 
 
-class Solver:
-    """``respond`` as a linear function of b.
-
-    :param operator: A, without derivatives
-    :param tolerance: see ``solve_iteratively``
-    :param max_iterations: see ``solve_iteratively``
-    :param name: see ``solve_iteratively``
-    """
-
-    def __init__(
-        self, operator: ChargeOperator, tolerance: float, max_iterations: int, name: str
-    ) -> None:
-        self.operator = operator
-        self.tolerance = tolerance
-        self.max_iterations = max_iterations
-        self.name = name
-
-    def response(self, b: torch.Tensor) -> torch.Tensor:
-        """
-        :param b: shape [n], e/Angstrom
-        :return: change of the charges when b is added to the electronegativities, shape [n], e
-        """
-        return respond(self.operator, b, self.tolerance, self.max_iterations, self.name)
-
-
 class Response(torch.autograd.Function):
-    """``Solver.response``; as it is linear and symmetric, so are its derivatives."""
+    """``respond`` as a function of b; as it is linear and symmetric, so are its derivatives."""
 
     @staticmethod
-    def forward(ctx, b: torch.Tensor, solver: Solver) -> torch.Tensor:
-        ctx.solver = solver
-        return solver.response(b)
+    def forward(
+        ctx, b: torch.Tensor, solve: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        ctx.solve = solve
+        return solve(b)
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor):
-        return Response.apply(gradient, ctx.solver), None
+        return Response.apply(gradient, ctx.solve), None
 
 
-class ResponseToResidual(torch.autograd.Function):
-    """``Solver.response`` to a residual that is zero by construction: only derivatives remain."""
+class ResponseToResidual(Response):
+    """``Response`` to a residual that is zero by construction: only derivatives remain."""
 
     @staticmethod
-    def forward(ctx, b: torch.Tensor, solver: Solver) -> torch.Tensor:
-        ctx.solver = solver
+    def forward(
+        ctx, b: torch.Tensor, solve: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        ctx.solve = solve
         return torch.zeros_like(b)
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor):
-        return Response.apply(gradient, ctx.solver), None
