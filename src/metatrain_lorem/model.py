@@ -46,6 +46,7 @@ from .heads.charges import (
 )
 from .heads.target import TargetHead
 from .nn.mlp import MLP
+from .nn.neighbors import count_pairs, sort_pairs
 from .nn.short_range import ShortRange
 from .outputs import add_baseline, charge_maps, collect, feature_map, scalar_map
 from .system_inputs import check_batch, concatenate_systems, total_charges
@@ -271,14 +272,23 @@ class Lorem(ModelInterface[ModelHypers]):
         batch = concatenate_systems(systems, self.requested_nl)
         species = self.types_to_species[batch.types.clamp(-1, self.types_to_species.shape[0] - 1)]
         total_charge = total_charges(systems, self.conditional, self.total_charge)
-        check_batch(batch, species, total_charge, self.total_charge_range)
+        num_species = len(self.atomic_types)
+        known = species.clamp(min=0)
+        counts = check_batch(
+            batch,
+            species,
+            total_charge,
+            self.total_charge_range,
+            count_pairs(known, batch.centers, batch.neighbors, num_species),
+        )
+        pairs = sort_pairs(species, batch.centers, batch.neighbors, num_species, counts)
+        vectors = batch.vectors.index_select(0, pairs.order)
+        distances = batch.distances.index_select(0, pairs.order)
 
         conditioning: torch.Tensor | None = None
         if self.charge_embedding is not None:
             conditioning = self.charge_embedding(total_charge.unsqueeze(1))[batch.system_index]
-        stages, spherical = self.short_range(
-            species, batch.vectors, batch.distances, batch.centers, batch.neighbors, conditioning
-        )
+        stages, spherical = self.short_range(species, vectors, distances, pairs, conditioning)
         equilibrium: Equilibrium | None = None
         if self.charge_equilibration is not None:
             x, equilibrium = self.charge_equilibration(
@@ -290,9 +300,9 @@ class Lorem(ModelInterface[ModelHypers]):
                 batch.cells,
                 batch.pbc,
                 batch.system_index,
-                batch.centers,
-                batch.neighbors,
-                batch.distances,
+                pairs.centers,
+                pairs.neighbors,
+                distances,
             )
             stages.append(x)
         field: torch.Tensor | None = None
@@ -304,9 +314,9 @@ class Lorem(ModelInterface[ModelHypers]):
                 batch.cells,
                 batch.pbc,
                 batch.system_index,
-                batch.centers,
-                batch.neighbors,
-                batch.distances,
+                pairs.centers,
+                pairs.neighbors,
+                distances,
             )
             stages.append(x)
 

@@ -126,8 +126,12 @@ def total_charges(systems: list[System], requested: bool, built_in: float) -> to
 
 
 def check_batch(
-    batch: Batch, species: torch.Tensor, total_charge: torch.Tensor, trained: torch.Tensor
-) -> None:
+    batch: Batch,
+    species: torch.Tensor,
+    total_charge: torch.Tensor,
+    trained: torch.Tensor,
+    counts: torch.Tensor,
+) -> list[int]:
     """One look at the numbers before they spread.
 
     :param batch: the batch
@@ -135,6 +139,9 @@ def check_batch(
     :param total_charge: shape [systems], e
     :param trained: smallest and largest total charge of the training data, infinite and negative
         infinite if unknown
+    :param counts: integers that the host has to know; they come along, since every transfer stops
+        a GPU
+    :return: these integers
     :raises ValueError: for an unknown species, atoms on one spot, or coordinates or total charges
         that are not numbers
     """
@@ -143,15 +150,16 @@ def check_batch(
     no_number = torch.logical_not(torch.isfinite(total_charge)).any()
     low, high = trained[0] - 1e-3, trained[1] + 1e-3
     outside = ((total_charge < low) | (total_charge > high)).any() & (low <= high)
-    flags: list[bool] = torch.stack([unknown, coincide, no_number, outside]).tolist()
-    if flags[0]:
+    flags = torch.stack([unknown, coincide, no_number, outside])
+    numbers: list[int] = torch.cat([flags.to(counts.dtype), counts]).tolist()
+    if numbers[0] > 0:
         atom = int(torch.nonzero(species < 0)[0, 0])
         raise ValueError(
             f"structure {int(batch.system_index[atom])} of the batch, atom "
             f"{int(batch.atom_index[atom])}: the model does not know atomic type "
             f"{int(batch.types[atom])}"
         )
-    if flags[1]:
+    if numbers[1] > 0:
         pair = int(torch.nonzero(torch.logical_not(batch.distances > 0.0))[0, 0])
         i, j = int(batch.centers[pair]), int(batch.neighbors[pair])
         raise ValueError(
@@ -159,15 +167,16 @@ def check_batch(
             f"{int(batch.atom_index[i])} and {int(batch.atom_index[j])} are on one spot, or "
             "their coordinates are not numbers"
         )
-    if flags[2]:
+    if numbers[2] > 0:
         i = int(torch.nonzero(torch.logical_not(torch.isfinite(total_charge)))[0, 0])
         raise ValueError(
             f"structure {i} of the batch has the total charge {float(total_charge[i])}: correct it"
         )
-    if flags[3]:
+    if numbers[3] > 0:
         warnings.warn(
             f"a total charge between {float(total_charge.min())} and {float(total_charge.max())} "
             f"is outside of what the model was trained on, {float(trained[0])} to "
             f"{float(trained[1])}",
             stacklevel=2,
         )
+    return numbers[4:]

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from metatrain_lorem.nn.spherical import spherical_harmonics
+from metatrain_lorem.nn.neighbors import SortedPairs, count_pairs, sort_pairs
+from metatrain_lorem.nn.spherical import SphericalHarmonics
 
 
 @pytest.fixture
@@ -31,8 +32,9 @@ def rotation(unit_vectors, generator):
     """A random rotation and its representation, fitted to the harmonics themselves."""
     matrix, _ = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=generator))
     matrix = matrix * torch.sign(torch.linalg.det(matrix))
-    before = spherical_harmonics(unit_vectors, 6)
-    after = spherical_harmonics(unit_vectors @ matrix, 6)
+    harmonics = SphericalHarmonics(6)
+    before = harmonics(unit_vectors)
+    after = harmonics(unit_vectors @ matrix)
     components = torch.zeros(49, 49, dtype=torch.float64)
     for degree in range(7):
         rows = slice(degree**2, (degree + 1) ** 2)
@@ -50,6 +52,15 @@ class Graph:
     radial: torch.Tensor
     harmonics: torch.Tensor
 
+    def sorted(
+        self, portion: int, num_species: int = 3
+    ) -> tuple[torch.Tensor, torch.Tensor, SortedPairs]:
+        """What the density takes."""
+        arguments = (self.species, self.centers, self.neighbors, num_species)
+        counts = count_pairs(*arguments, portion).tolist()
+        pairs = sort_pairs(*arguments, counts, portion)
+        return self.radial[pairs.order], self.harmonics[pairs.order], pairs
+
 
 @pytest.fixture
 def graph(generator):
@@ -61,5 +72,5 @@ def graph(generator):
         centers=torch.randint(0, 5, (17,), generator=generator),
         neighbors=torch.randint(0, 5, (17,), generator=generator),
         radial=torch.rand(17, 4, dtype=torch.float64, generator=generator),
-        harmonics=spherical_harmonics(vectors, 2),
+        harmonics=SphericalHarmonics(2)(vectors),
     )

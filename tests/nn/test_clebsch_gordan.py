@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from metatrain_lorem.nn.clebsch_gordan import clebsch_gordan
-from metatrain_lorem.nn.spherical import spherical_harmonics
+from metatrain_lorem.nn.spherical import SphericalHarmonics
 
 TRIPLES = [
     (l1, l2, l3)
@@ -40,7 +40,7 @@ def test_products_rotate_like_spherical_tensors(l1, l2, l3, rotation, generator)
 @pytest.mark.parametrize("l1, l2, l3", [t for t in TRIPLES if sum(t) % 2 == 0])
 def test_products_of_harmonics_are_positive_multiples(l1, l2, l3, unit_vectors):
     y1, y2, y3 = (
-        spherical_harmonics(unit_vectors, degree)[:, degree**2 :] for degree in (l1, l2, l3)
+        SphericalHarmonics(degree)(unit_vectors)[:, degree**2 :] for degree in (l1, l2, l3)
     )
     product = torch.einsum("na,nb,abc->nc", y1, y2, clebsch_gordan(l1, l2, l3))
     factor = (product * y3).sum(dim=1)

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from metatrain_lorem.nn.density import SpeciesDensity, grouped_matmul, sum_over_neighbors
@@ -34,11 +35,10 @@ def density_pair_by_pair(module, embeddings, graph):
     return sums, rho
 
 
-def test_density_equals_networks_for_every_pair(graph):
+@pytest.mark.parametrize("portion", [1, 4, 100])
+def test_density_equals_networks_for_every_pair(graph, portion):
     module, embeddings = make_density()
-    sums, rho = module(
-        embeddings, graph.species, graph.radial, graph.harmonics, graph.centers, graph.neighbors
-    )
+    sums, rho = module(embeddings, *graph.sorted(portion))
     expected_sums, expected_rho = density_pair_by_pair(module, embeddings, graph)
     assert torch.allclose(sums, expected_sums, rtol=0, atol=1e-12)
     assert torch.allclose(rho, expected_rho, rtol=0, atol=1e-12)
@@ -50,9 +50,7 @@ def test_gradients_equal_those_of_networks_for_every_pair(graph):
     graph.radial.requires_grad_()
     graph.harmonics.requires_grad_()
     inputs = [graph.radial, graph.harmonics, *module.parameters()]
-    folded = module(
-        embeddings, graph.species, graph.radial, graph.harmonics, graph.centers, graph.neighbors
-    )
+    folded = module(embeddings, *graph.sorted(4))
     by_pairs = density_pair_by_pair(module, embeddings, graph)
     gradients = []
     for sums, rho in (folded, by_pairs):
@@ -61,31 +59,18 @@ def test_gradients_equal_those_of_networks_for_every_pair(graph):
         assert torch.allclose(own, expected, rtol=0, atol=1e-10)
 
 
-def test_no_pairs():
+def test_no_pairs(graph):
     module, embeddings = make_density()
-    none = torch.zeros(0, dtype=torch.int64)
-    sums, rho = module(
-        embeddings,
-        torch.tensor([1, 0]),
-        torch.zeros(0, 4, dtype=torch.float64),
-        torch.zeros(0, 9, dtype=torch.float64),
-        none,
-        none,
-    )
-    assert sums.shape == (2, 5) and (sums == 0).all()
-    assert rho.shape == (2, 9, 2) and (rho == 0).all()
+    graph.centers, graph.neighbors = graph.centers[:0], graph.neighbors[:0]
+    graph.radial, graph.harmonics = graph.radial[:0], graph.harmonics[:0]
+    sums, rho = module(embeddings, *graph.sorted(4))
+    assert sums.shape == (6, 5) and (sums == 0).all()
+    assert rho.shape == (6, 9, 2) and (rho == 0).all()
 
 
 def test_scripted_equals_eager(graph):
     module, embeddings = make_density()
-    arguments = (
-        embeddings,
-        graph.species,
-        graph.radial,
-        graph.harmonics,
-        graph.centers,
-        graph.neighbors,
-    )
+    arguments = (embeddings, *graph.sorted(4))
     for own, expected in zip(torch.jit.script(module)(*arguments), module(*arguments), strict=True):
         assert torch.allclose(own, expected, rtol=0, atol=1e-14)
 
@@ -99,6 +84,18 @@ def test_sum_over_neighbors():
 def test_grouped_matmul(generator):
     x = torch.randn(7, 3, generator=generator)
     weights = torch.randn(4, 3, 2, generator=generator)
-    group = torch.tensor([3, 0, 0, 1, 3, 0, 1])  # nothing in group 2
+    group = [0, 0, 1, 1, 1, 3, 3]  # nothing in group 2
     expected = torch.stack([row @ weights[g] for row, g in zip(x, group, strict=True)])
-    assert torch.allclose(grouped_matmul(x, group, weights), expected, atol=1e-6)
+    assert torch.allclose(grouped_matmul(x, [2, 3, 0, 2], weights), expected, atol=1e-6)
+
+
+def test_species_that_do_not_occur(graph):
+    """Numbers of species are those of the model, most of which a structure does not have."""
+    module, embeddings = make_density()
+    expected = module(embeddings, *graph.sorted(4))
+    graph.species = 2 * graph.species + 1
+    many = torch.zeros(7, 3, dtype=torch.float64)
+    many[1:6:2] = embeddings
+    own = module(many, *graph.sorted(4, num_species=7))
+    for value, reference in zip(own, expected, strict=True):
+        assert torch.allclose(value, reference, rtol=0, atol=1e-14)

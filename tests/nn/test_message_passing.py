@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from metatrain_lorem.nn.message_passing import MessagePassing
-from metatrain_lorem.nn.spherical import spherical_norms
+from metatrain_lorem.nn.spherical import SphericalNorms
 
 
 def make_step(equivariant):
@@ -41,7 +41,7 @@ def step_pair_by_pair(step, x, rho, graph):
         rho = step.spherical.product(
             step.spherical.atom_linear(rho), step.spherical.message_linear(messages)
         )
-        x = step.norm_update(x, spherical_norms(rho, 2))
+        x = step.norm_update(x, SphericalNorms(2)(rho))
     return x, rho
 
 

@@ -4,9 +4,9 @@ import sphericart.torch
 import torch
 
 from metatrain_lorem.nn.spherical import (
+    SphericalHarmonics,
+    SphericalNorms,
     degrees_of_components,
-    spherical_harmonics,
-    spherical_norms,
 )
 
 
@@ -18,7 +18,7 @@ def racah_factors(max_degree):
 
 def test_harmonics_equal_sphericart(unit_vectors):
     reference = sphericart.torch.SphericalHarmonics(6).compute(unit_vectors) * racah_factors(6)
-    assert torch.allclose(spherical_harmonics(unit_vectors, 6), reference, rtol=0, atol=1e-13)
+    assert torch.allclose(SphericalHarmonics(6)(unit_vectors), reference, rtol=0, atol=1e-13)
 
 
 def test_gradients_equal_sphericart(unit_vectors):
@@ -32,13 +32,13 @@ def test_gradients_equal_sphericart(unit_vectors):
 
     directions = vectors / vectors.norm(dim=-1, keepdim=True)
     reference = sphericart.torch.SphericalHarmonics(6).compute(directions)
-    own = spherical_harmonics(directions, 6)
+    own = SphericalHarmonics(6)(directions)
     assert torch.allclose(gradient(own), gradient(reference * racah_factors(6)), rtol=0, atol=1e-12)
 
 
 def test_harmonics_equal_e3x(shared):
     conventions = np.load(shared / "golden" / "conventions.npz")
-    own = spherical_harmonics(torch.from_numpy(conventions["unit_vectors"]), 6)
+    own = SphericalHarmonics(6)(torch.from_numpy(conventions["unit_vectors"]))
     reference = torch.from_numpy(conventions["spherical_harmonics_l6"])
     for degree in range(7):
         # e3x orders m = l, -l, l - 1, ..., 0
@@ -49,9 +49,9 @@ def test_harmonics_equal_e3x(shared):
 
 
 def test_normalisation(unit_vectors):
-    harmonics = spherical_harmonics(unit_vectors, 6)
+    harmonics = SphericalHarmonics(6)(unit_vectors)
     assert torch.allclose(harmonics[:, 1:4], unit_vectors[:, [1, 2, 0]], rtol=0, atol=0)
-    norms = spherical_norms(harmonics.unsqueeze(-1), 6)
+    norms = SphericalNorms(6)(harmonics.unsqueeze(-1))
     expected = (2 * torch.arange(7, dtype=torch.float64) + 1) ** 0.25
     assert torch.allclose(norms, expected.expand_as(norms), rtol=0, atol=1e-13)
 
@@ -59,19 +59,27 @@ def test_normalisation(unit_vectors):
 @pytest.mark.parametrize("z", [1.0, -1.0])
 def test_harmonics_are_smooth_at_the_poles(z):
     vector = torch.tensor([[0.0, 0.0, z]], dtype=torch.float64, requires_grad=True)
-    jacobian = torch.autograd.functional.jacobian(lambda v: spherical_harmonics(v, 6), vector)
+    jacobian = torch.autograd.functional.jacobian(lambda v: SphericalHarmonics(6)(v), vector)
     assert torch.isfinite(jacobian).all()
-    assert torch.autograd.gradgradcheck(lambda v: spherical_harmonics(v, 4), vector)
+    assert torch.autograd.gradgradcheck(lambda v: SphericalHarmonics(4)(v), vector)
 
 
 def test_scripted_harmonics_equal_eager(unit_vectors):
-    scripted = torch.jit.script(spherical_harmonics)
-    assert torch.equal(scripted(unit_vectors, 5), spherical_harmonics(unit_vectors, 5))
+    harmonics = SphericalHarmonics(5)
+    assert torch.equal(torch.jit.script(harmonics)(unit_vectors), harmonics(unit_vectors))
+
+
+@pytest.mark.parametrize("max_degree", range(9))
+def test_harmonics_of_any_degree(max_degree, unit_vectors):
+    harmonics = SphericalHarmonics(max_degree)(unit_vectors)
+    reference = sphericart.torch.SphericalHarmonics(max_degree).compute(unit_vectors)
+    reference = reference * racah_factors(max_degree)
+    assert torch.allclose(harmonics, reference, rtol=0, atol=1e-13)
 
 
 def test_norms_follow_their_definition(generator):
     features = torch.randn(5, 16, 3, dtype=torch.float64, generator=generator)
-    norms = spherical_norms(features, 3)
+    norms = SphericalNorms(3)(features)
     for atom in range(5):
         for degree in range(4):
             for channel in range(3):
@@ -82,8 +90,8 @@ def test_norms_follow_their_definition(generator):
 
 def test_norms_are_differentiable_where_nothing_vanishes(generator):
     features = torch.randn(2, 9, 2, dtype=torch.float64, generator=generator, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: spherical_norms(x, 2), features)
-    assert torch.autograd.gradgradcheck(lambda x: spherical_norms(x, 2), features)
+    assert torch.autograd.gradcheck(lambda x: SphericalNorms(2)(x), features)
+    assert torch.autograd.gradgradcheck(lambda x: SphericalNorms(2)(x), features)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -91,7 +99,7 @@ def test_norms_at_the_origin_have_zero_gradients(dtype):
     features = torch.zeros(1, 9, 2, dtype=dtype)
     features[0, 4:9, 1] = 0.5  # one block beside that does not vanish
     features.requires_grad_()
-    norms = spherical_norms(features, 2)
+    norms = SphericalNorms(2)(features)
     (gradient,) = torch.autograd.grad(norms.sum(), features, create_graph=True)
     assert (norms[0, :5] == 0).all() and norms[0, 5] > 0
     assert (gradient[0, :4] == 0).all() and (gradient[0, 4:, 0] == 0).all()
@@ -105,7 +113,7 @@ def test_norms_of_tiny_and_huge_blocks(size):
     """Their squares leave the range of single precision, the norms and gradients do not."""
     unit = torch.tensor([0.6, 0.0, -0.8]).reshape(1, 3, 1)
     features = (size * torch.cat([torch.ones(1, 1, 1), unit], dim=1)).requires_grad_()
-    norms = spherical_norms(features, 1)
+    norms = SphericalNorms(1)(features)
     assert abs(norms[0, 1].item() / (3**0.25 * size) - 1) < 1e-6
     (gradient,) = torch.autograd.grad(norms[0, 1], features, create_graph=True)
     assert torch.allclose(gradient[0, 1:], 3**0.25 * unit[0], rtol=1e-6)
@@ -120,7 +128,7 @@ def test_rounding_errors_have_no_gradient(dtype):
     features = torch.rand(3, 9, 2, generator=torch.Generator().manual_seed(0), dtype=dtype)
     features[:, 1:4] *= torch.finfo(dtype).eps
     features.requires_grad_()
-    norms = spherical_norms(features, 2)
+    norms = SphericalNorms(2)(features)
     (gradient,) = torch.autograd.grad(norms.sum(), features)
     assert (norms[:, 2:4] == 0).all() and (gradient[:, 1:4] == 0).all()
     assert (gradient[:, 4:].abs().amax(dim=1) > 0.1).all()

@@ -94,3 +94,26 @@ def test_outputs_start_with_the_variance_of_the_inputs():
     torch.manual_seed(0)
     x = torch.randn(400, 16, 64)
     assert abs(DegreeLinear(3, 64, 64)(x).var().item() - 1) < 0.05
+
+
+def test_many_atoms_and_few_give_the_same(generator):
+    """Many atoms take another way, which stores nothing between its two sums."""
+    module = TensorProduct((3, 4, 2), 3).to(torch.float64)
+    x = torch.randn(5000, 16, 3, dtype=torch.float64, generator=generator, requires_grad=True)
+    y = torch.randn(5000, 25, 3, dtype=torch.float64, generator=generator, requires_grad=True)
+    weights = torch.randn(5000, 9, 3, dtype=torch.float64, generator=generator)
+    inputs = [x, y, module.weight]
+    together = (weights * module(x, y) ** 2).sum()
+    apart = sum(
+        (w * module(a, b) ** 2).sum()
+        for a, b, w in zip(x.split(200), y.split(200), weights.split(200), strict=True)
+    )
+    assert torch.allclose(together, apart, rtol=1e-12)
+    gradients = [torch.autograd.grad(z, inputs, create_graph=True) for z in (together, apart)]
+    for own, expected in zip(*gradients, strict=True):
+        assert torch.allclose(own, expected, rtol=0, atol=1e-9 * expected.abs().max().item())
+    second = [
+        torch.autograd.grad(sum((g**2).sum() for g in of_way), inputs) for of_way in gradients
+    ]
+    for own, expected in zip(*second, strict=True):
+        assert torch.allclose(own, expected, rtol=0, atol=1e-9 * expected.abs().max().item())

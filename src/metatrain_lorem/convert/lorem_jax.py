@@ -241,7 +241,7 @@ class _Loader:
 
     def product(self, module: TensorProduct, path: str) -> None:
         kernel = self.array(f"{path}/kernel")
-        degrees = [int(size**0.5) for size in module.sizes]
+        degrees = [degree + 1 for degree in module.max_degrees]
         expected = [1, degrees[0], 1, degrees[1], 1, degrees[2], module.weight.shape[1]]
         if list(kernel.shape) != expected:
             raise ValueError(f"{path}/kernel has shape {list(kernel.shape)} instead of {expected}")

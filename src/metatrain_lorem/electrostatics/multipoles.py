@@ -3,7 +3,7 @@ r"""The long-range block of LOREM: equivariant charges, their potentials, back i
 import torch
 
 from ..nn.mlp import MLP, Update
-from ..nn.spherical import spherical_norms
+from ..nn.spherical import SphericalNorms
 from ..nn.tensor_dense import DegreeLinear, TensorDense, TensorProduct
 from .coulomb import CoulombPotential
 
@@ -34,12 +34,12 @@ class LongRange(torch.nn.Module):
     ) -> None:
         super().__init__()
         d, s = num_features, num_spherical_features
-        self.max_degree = max_degree
         self.scalar_charge = MLP([d, 2 * d, 1])
         self.spherical_charges = TensorDense(max_degree, s, max_degree_charges, 1)
         self.coulomb = CoulombPotential(cutoff, accuracy)
         self.potential_linear = DegreeLinear(max_degree_charges, 1, s)
         self.product = TensorProduct((max_degree_charges, max_degree, max_degree), s)
+        self.norms = SphericalNorms(max_degree)
         self.update = Update(1 + (max_degree + 1) * s, d)
 
     def charges(self, x: torch.Tensor, rho: torch.Tensor) -> torch.Tensor:
@@ -87,5 +87,5 @@ class LongRange(torch.nn.Module):
         )
         field = self.potential_linear(potentials[:, 1:].unsqueeze(-1))
         field = self.product(field, rho)
-        norms = spherical_norms(field, self.max_degree)
+        norms = self.norms(field)
         return self.update(x, torch.cat([potentials[:, :1], norms], dim=1)), field

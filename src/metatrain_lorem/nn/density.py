@@ -8,6 +8,7 @@ neighbours). Per pair only a contraction of the radial functions is left.
 import torch
 
 from .mlp import MLP, linear
+from .neighbors import SortedPairs
 from .spherical import degrees_of_components
 
 
@@ -25,20 +26,18 @@ def sum_over_neighbors(values: torch.Tensor, centers: torch.Tensor, num_atoms: i
     )
 
 
-def grouped_matmul(x: torch.Tensor, group: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def grouped_matmul(x: torch.Tensor, sizes: list[int], weights: torch.Tensor) -> torch.Tensor:
     """Multiply each row by the matrix of its group.
 
-    :param x: ``[rows, in]``
-    :param group: group of each row, 0 ... groups - 1, ``[rows]``
+    :param x: rows of the first group, of the second, ..., ``[rows, in]``
+    :param sizes: rows of each group
     :param weights: ``[groups, in, out]``
     :return: ``[rows, out]``
     """
-    order = torch.argsort(group, stable=True)
-    sizes: list[int] = torch.bincount(group, minlength=weights.shape[0]).tolist()
     products: list[torch.Tensor] = []
-    for rows, weight in zip(x[order].split(sizes), weights.unbind(0)):  # noqa: B905
+    for rows, weight in zip(x.split(sizes), weights.unbind(0)):  # noqa: B905
         products.append(rows @ weight)
-    return torch.cat(products)[torch.argsort(order)]
+    return torch.cat(products)
 
 
 class RadialMixing(torch.nn.Module):
@@ -84,48 +83,62 @@ class SpeciesDensity(torch.nn.Module):
         num_spherical_features: int,
     ) -> None:
         super().__init__()
-        self.coefficient_shape = [max_degree + 1, num_spherical_features]
+        self.num_channels = num_spherical_features
         self.mixing = RadialMixing(num_species_features, num_radial, num_features)
         self.scalar = linear(num_features, num_features, bias=False)
         self.spherical = linear(num_features, (max_degree + 1) * num_spherical_features, bias=False)
-        self.register_buffer("degrees", degrees_of_components(max_degree), persistent=False)
+        # in a table of all components times all degrees, the degree that each component has
+        degrees = degrees_of_components(max_degree)
+        components = torch.arange((max_degree + 1) ** 2)
+        self.register_buffer("own_degrees", components * (max_degree + 1) + degrees, False)
 
     def forward(
         self,
         embeddings: torch.Tensor,
-        species: torch.Tensor,
         radial: torch.Tensor,
         harmonics: torch.Tensor,
-        centers: torch.Tensor,
-        neighbors: torch.Tensor,
+        pairs: SortedPairs,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         :param embeddings: features of the species ``[num_species, num_species_features]``
-        :param species: species of the atoms, 0 ... num_species - 1, ``[atoms]``
-        :param radial: radial functions ``[pairs, num_radial]``
-        :param harmonics: spherical harmonics ``[pairs, (L + 1)**2]``
-        :param centers: central atoms ``[pairs]``
-        :param neighbors: neighbours ``[pairs]``
+        :param radial: radial functions of the sorted pairs ``[pairs, num_radial]``
+        :param harmonics: their spherical harmonics ``[pairs, (L + 1)**2]``
+        :param pairs: the sorted pairs
         :return: scalar sums ``[atoms, d]`` and density ``[atoms, (L + 1)**2, s]``
         """
         # of a model for many elements only those that occur are worth their pairs' matrices
-        present, species = torch.unique(species, return_inverse=True)
-        embeddings = embeddings[present]
+        embeddings = embeddings[pairs.present]
         num_species = embeddings.shape[0]
-        num_atoms = species.shape[0]
-        first = torch.arange(num_species, device=species.device).repeat_interleave(num_species)
-        second = torch.arange(num_species, device=species.device).repeat(num_species)
+        num_atoms, num_pairs = pairs.ranks.shape[0], radial.shape[0]
+        first = torch.arange(num_species, device=embeddings.device).repeat_interleave(num_species)
+        second = torch.arange(num_species, device=embeddings.device).repeat(num_species)
         mixing = self.mixing(embeddings[first], embeddings[second])
 
         # scalar sums: radial functions are summed per species of neighbour, then mixed
-        bins = centers * num_species + species[neighbors]
-        radial_sums = sum_over_neighbors(radial, bins, num_atoms * num_species)
+        radial_sums = sum_over_neighbors(radial, pairs.bins, num_atoms * num_species)
         radial_sums = radial_sums.view(num_atoms, num_species * radial.shape[1])
         to_scalars = self.scalar(mixing).view(num_species, radial_sums.shape[1], -1)
-        sums = grouped_matmul(radial_sums, species, to_scalars)
+        sums = grouped_matmul(radial_sums, pairs.species_sizes, to_scalars)[pairs.ranks]
 
-        pair_species = species[centers] * num_species + species[neighbors]
-        coefficients = grouped_matmul(radial, pair_species, self.spherical(mixing))
-        coefficients = coefficients.unflatten(-1, self.coefficient_shape)
-        edges = coefficients[:, self.degrees] * harmonics.unsqueeze(-1)
-        return sums, sum_over_neighbors(edges, centers, num_atoms)
+        # density: a product of matrices for each atom. It couples components to the coefficients
+        # of all degrees, of which most are dropped: faster than the outer products of all pairs,
+        # which would have to be stored
+        coefficients = grouped_matmul(radial, pairs.pair_sizes, self.spherical(mixing))
+        coefficients = torch.nn.functional.pad(coefficients, [0, 0, 0, 1])
+        coefficients = coefficients.index_select(0, pairs.slots)
+        harmonics = harmonics.index_select(0, pairs.slots.clamp(max=num_pairs - 1))
+        portions: list[int] = []
+        for size, length in zip(pairs.portion_sizes, pairs.portion_lengths):  # noqa: B905
+            portions.append(size * length)
+        densities: list[torch.Tensor] = []
+        split_coefficients, split_harmonics = (
+            coefficients.split(portions),
+            harmonics.split(portions),
+        )
+        for p, size in enumerate(pairs.portion_sizes):
+            shape = [size, pairs.portion_lengths[p]]
+            c = split_coefficients[p].view(shape + [coefficients.shape[1]])
+            y = split_harmonics[p].view(shape + [harmonics.shape[1]])
+            density = torch.bmm(y.transpose(1, 2), c).view(size, -1, self.num_channels)
+            densities.append(density.index_select(1, self.own_degrees))
+        return sums, torch.cat(densities)

@@ -4,7 +4,7 @@ import torch
 
 from .density import RadialMixing, sum_over_neighbors
 from .mlp import Update, linear
-from .spherical import degrees_of_components, spherical_norms
+from .spherical import SphericalNorms, degrees_of_components
 from .tensor_dense import DegreeLinear, TensorProduct
 
 
@@ -28,15 +28,16 @@ class MessagePassing(torch.nn.Module):
         equivariant: bool,
     ) -> None:
         super().__init__()
-        self.max_degree = max_degree
         self.mixing = RadialMixing(num_features, num_radial, num_features)
         self.scalar = linear(num_features, num_features, bias=False)
         self.update = Update(num_features, num_features)
         self.spherical: torch.nn.Module | None = None
         if equivariant:
             self.spherical = SphericalMessage(num_features, max_degree, num_spherical_features)
+            self.norms = SphericalNorms(max_degree)
             self.norm_update = Update((max_degree + 1) * num_spherical_features, num_features)
         else:
+            self.norms = torch.nn.Identity()
             self.norm_update = torch.nn.Identity()
 
     def forward(
@@ -62,7 +63,7 @@ class MessagePassing(torch.nn.Module):
         x = self.update(x, self.scalar(sum_over_neighbors(edges, centers, x.shape[0])))
         if self.spherical is not None:
             rho = self.spherical(edges, rho, harmonics, centers, neighbors)
-            x = self.norm_update(x, spherical_norms(rho, self.max_degree))
+            x = self.norm_update(x, self.norms(rho))
         return x, rho
 
 

@@ -51,8 +51,10 @@ class RadialBasis(torch.nn.Module):
         binomials = torch.tensor(
             [math.comb(num_radial - 1, n) for n in range(num_radial)], dtype=torch.float64
         )
-        self.register_buffer("powers", torch.arange(num_radial), persistent=False)
         self.register_buffer("binomials", split_constants(binomials), persistent=False)
+        # n = step * i + j: powers of i and of j make all functions by an outer product
+        self.step = max(k for k in range(1, int(num_radial**0.5) * 2 + 1) if num_radial % k == 0)
+        self.register_buffer("powers", torch.arange(num_radial), persistent=False)
 
     def forward(self, distances: torch.Tensor) -> torch.Tensor:
         """
@@ -61,21 +63,19 @@ class RadialBasis(torch.nn.Module):
         """
         u = (distances / self.cutoff).clamp(max=1.0).unsqueeze(-1)
         powers = self.powers.to(distances.dtype)
-        if self.radial_basis == "bernstein":
-            binomials = join_constants(self.binomials, distances.dtype)
-            # second derivatives of powers of an exact zero are NaN; the cutoff vanishes there
-            v = (1.0 - u).clamp(min=1e-8 if distances.dtype == torch.float32 else 1e-17)
-            basis = binomials * u**powers * v ** powers.flip(0)
-        else:
-            basis = (
-                (2.0 / self.cutoff) ** 0.5
-                * torch.sin(torch.pi * (powers + 1.0) * u)
-                / distances.unsqueeze(-1)
-            )
         if self.cutoff_function == "cosine":
             cutoffs = 0.5 * (1.0 + torch.cos(torch.pi * u))
         else:
             # the exponential underflows long before the clamp is felt
             cutoffs = torch.exp(1.0 - 1.0 / (1.0 - u * u).clamp(min=1e-3))
             cutoffs = torch.where(u * u < 0.999, cutoffs, torch.zeros_like(cutoffs))
-        return basis * cutoffs
+        if self.radial_basis == "bessel":
+            waves = torch.sin(torch.pi * (powers + 1.0) * u)
+            return waves * (cutoffs * (2.0 / self.cutoff) ** 0.5 / distances.unsqueeze(-1))
+        # second derivatives of powers of an exact zero are NaN; the cutoff vanishes there
+        v = (1.0 - u).clamp(min=1e-8 if distances.dtype == torch.float32 else 1e-17)
+        fine, coarse = powers[: self.step], powers[:: self.step]
+        fine = u**fine * v ** fine.flip(0)
+        coarse = u**coarse * v ** coarse.flip(0) * cutoffs
+        basis = (coarse.unsqueeze(2) * fine.unsqueeze(1)).flatten(1)
+        return basis * join_constants(self.binomials, distances.dtype)

@@ -5,8 +5,9 @@ import torch
 from .density import SpeciesDensity
 from .message_passing import MessagePassing
 from .mlp import Update, linear
+from .neighbors import SortedPairs
 from .radial import RadialBasis
-from .spherical import spherical_harmonics, spherical_norms
+from .spherical import SphericalHarmonics, SphericalNorms
 from .tensor_dense import TensorDense
 
 
@@ -44,13 +45,13 @@ class ShortRange(torch.nn.Module):
     ) -> None:
         super().__init__()
         d, s = num_features, num_spherical_features
-        self.max_degree = max_degree
         self.num_features = d
         self.initialize_node_features = initialize_node_features
 
         self.embedding = torch.nn.Embedding(len(atomic_types), num_species_features)
         torch.nn.init.normal_(self.embedding.weight, std=num_species_features**-0.5)
         self.radial = RadialBasis(cutoff, num_radial, radial_basis, cutoff_function)
+        self.harmonics = SphericalHarmonics(max_degree)
         if initialize_node_features:
             self.initial: torch.nn.Module = linear(num_species_features, d)
         else:
@@ -58,6 +59,7 @@ class ShortRange(torch.nn.Module):
         self.density = SpeciesDensity(num_species_features, num_radial, d, max_degree, s)
         self.neighbor_update = Update(d, d)
         self.density_product = TensorDense(max_degree, s, max_degree, s)
+        self.norms = SphericalNorms(max_degree)
         self.norm_update = Update((max_degree + 1) * s, d)
         self.message_passing = torch.nn.ModuleList(
             MessagePassing(num_radial, d, max_degree, s, equivariant_message_passing)
@@ -69,22 +71,20 @@ class ShortRange(torch.nn.Module):
         species: torch.Tensor,
         vectors: torch.Tensor,
         distances: torch.Tensor,
-        centers: torch.Tensor,
-        neighbors: torch.Tensor,
+        pairs: SortedPairs,
         conditioning: torch.Tensor | None,
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """
         :param species: index of each atom's type in ``atomic_types``, ``[atoms]``
-        :param vectors: from central atom to neighbour in Å ``[pairs, 3]``
+        :param vectors: of the sorted pairs, from central atom to neighbour in Å ``[pairs, 3]``
         :param distances: their lengths ``[pairs]``, none zero
-        :param centers: central atoms ``[pairs]``
-        :param neighbors: neighbours ``[pairs]``
+        :param pairs: the sorted pairs
         :param conditioning: to be added to the scalar features at their start ``[atoms, d]``
         :return: scalar features after each stage (density, then each message-passing step), each
             ``[atoms, d]``; spherical features ``[atoms, (L + 1)**2, s]``
         """
         radial = self.radial(distances)
-        harmonics = spherical_harmonics(vectors / distances.unsqueeze(-1), self.max_degree)
+        harmonics = self.harmonics(vectors / distances.unsqueeze(-1))
 
         if self.initialize_node_features:
             x = self.initial(self.embedding(species))
@@ -93,15 +93,13 @@ class ShortRange(torch.nn.Module):
             x = torch.zeros(size, dtype=vectors.dtype, device=vectors.device)
         if conditioning is not None:
             x = x + conditioning
-        sums, rho = self.density(
-            self.embedding.weight, species, radial, harmonics, centers, neighbors
-        )
+        sums, rho = self.density(self.embedding.weight, radial, harmonics, pairs)
         x = self.neighbor_update(x, sums)
         rho = self.density_product(rho)
-        x = self.norm_update(x, spherical_norms(rho, self.max_degree))
+        x = self.norm_update(x, self.norms(rho))
 
         stages = [x]
         for step in self.message_passing:
-            x, rho = step(x, rho, radial, harmonics, centers, neighbors)
+            x, rho = step(x, rho, radial, harmonics, pairs.centers, pairs.neighbors)
             stages.append(x)
         return stages, rho

@@ -5,85 +5,124 @@ degree l stand at ``l**2 ... (l + 1)**2 - 1`` in the order m = -l ... l (so degr
 Harmonics have Racah's normalisation: degree 1 *is* the unit vector.
 """
 
-import math
-
 import torch
 
+from .clebsch_gordan import clebsch_gordan
+from .constants import join_constants, split_constants
 
-def spherical_harmonics(vectors: torch.Tensor, max_degree: int) -> torch.Tensor:
-    r"""Real spherical harmonics of unit vectors.
 
-    .. math::
-        Y_{l,\pm m} = \sqrt{(2 - \delta_{m0}) \frac{(l-m)!}{(l+m)!}}\; \Pi_l^m(z)\;
-        \{\mathrm{Re}, \mathrm{Im}\} (x + i y)^m
+class SphericalHarmonics(torch.nn.Module):
+    r"""Real spherical harmonics of unit vectors by coupling those of lower degrees.
 
-    with :math:`\Pi_l^m(z) = d^m P_l / dz^m`, from the recursions of the associated Legendre
-    functions without the Condon-Shortley phase (DLMF 14.10.3).
+    .. math:: Y_{l_1 + l_2, m} \propto
+        \sum_{m_1 m_2} C^{l_1 l_2, l_1 + l_2}_{m_1 m_2 m}\, Y_{l_1 m_1} Y_{l_2 m_2}
 
-    :param vectors: unit vectors ``[pairs, 3]``
+    (Varshalovich, 5.6.2, eq. 9). Products of the largest degree n known so far with the degrees 1
+    to n give the degrees n + 1 to 2n in one product of matrices, so that few operators make all.
+
     :param max_degree: largest degree L
-    :return: harmonics ``[pairs, (L + 1)**2]``, normalised so that the squares of one degree
-        sum to one
     """
-    x, y, z = vectors.unbind(-1)
-    harmonics = [x for _ in range((max_degree + 1) * (max_degree + 1))]
-    real, imag = torch.ones_like(x), torch.zeros_like(x)
-    double_factorial = 1.0
-    for m in range(max_degree + 1):
-        if m > 0:
-            real, imag = x * real - y * imag, x * imag + y * real
-            double_factorial = double_factorial * (2 * m - 1)
-        previous = torch.zeros_like(x)
-        legendre = torch.full_like(x, double_factorial)
-        for degree in range(m, max_degree + 1):
-            if degree > m:
-                following = (2 * degree - 1) * z * legendre - (degree + m - 1) * previous
-                previous, legendre = legendre, following / (degree - m)
-            # (l - m)! / (l + m)!, the product of 2m integers
-            ratio = 1.0
-            for k in range(degree - m + 1, degree + m + 1):
-                ratio = ratio / k
-            if m == 0:
-                harmonics[degree * degree + degree] = legendre
-            else:
-                scaled = math.sqrt(2.0 * ratio) * legendre
-                harmonics[degree * degree + degree + m] = scaled * real
-                harmonics[degree * degree + degree - m] = scaled * imag
-    return torch.stack(harmonics, dim=-1)
+
+    # highest degree before each round, and after it; TorchScript can't infer it from an empty list
+    rounds: list[tuple[int, int]]
+
+    def __init__(self, max_degree: int) -> None:
+        super().__init__()
+        self.rounds = []
+        couplings: list[torch.Tensor] = []
+        known = 1
+        while known < max_degree:
+            reached = min(2 * known, max_degree)
+            self.rounds.append((known, reached))
+            couplings.append(_couplings(known, reached).flatten())
+            known = reached
+        self.max_degree = max_degree
+        flat = torch.cat(couplings) if couplings else torch.zeros(0, dtype=torch.float64)
+        self.register_buffer("couplings", split_constants(flat), persistent=False)
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """
+        :param vectors: unit vectors ``[pairs, 3]``
+        :return: harmonics ``[pairs, (L + 1)**2]``, normalised so that the squares of one degree
+            sum to one
+        """
+        constant = torch.ones_like(vectors[:, :1])
+        if self.max_degree == 0:
+            return constant
+        couplings = join_constants(self.couplings, vectors.dtype)
+        harmonics = torch.cat([constant, vectors[:, 1:], vectors[:, :1]], dim=1)
+        start = 0
+        for known, reached in self.rounds:
+            highest = harmonics[:, known * known :]
+            lower = harmonics[:, 1 : (reached - known + 1) * (reached - known + 1)]
+            products = (highest.unsqueeze(2) * lower.unsqueeze(1)).flatten(1)
+            num_new = (reached + 1) * (reached + 1) - harmonics.shape[1]
+            stop = start + products.shape[1] * num_new
+            harmonics = torch.cat(
+                [harmonics, products @ couplings[start:stop].view(-1, num_new)], dim=1
+            )
+            start = stop
+        return harmonics
 
 
-def spherical_norms(features: torch.Tensor, max_degree: int) -> torch.Tensor:
+def _couplings(known: int, reached: int) -> torch.Tensor:
+    """
+    :param known: degree n of the first factor
+    :param reached: largest degree of the product, at most 2n; the second factor has the degrees 1
+        to ``reached - known``
+    :return: from products of components to those of the degrees ``known + 1 ... reached``,
+        ``[2 n + 1, components, new components]``
+    """
+    added = reached - known
+    shape = (2 * known + 1, (added + 1) ** 2 - 1, (reached + 1) ** 2 - (known + 1) ** 2)
+    couplings = torch.zeros(shape, dtype=torch.float64)
+    for degree in range(1, added + 1):
+        table = clebsch_gordan(known, degree, known + degree)
+        second = slice(degree**2 - 1, (degree + 1) ** 2 - 1)
+        first_new = (known + degree) ** 2 - (known + 1) ** 2
+        new = slice(first_new, first_new + 2 * (known + degree) + 1)
+        # along z only components with m = 0 remain, all equal to one
+        couplings[:, second, new] = table / table[known, degree, known + degree]
+    return couplings
+
+
+class SphericalNorms(torch.nn.Module):
     r"""Norms of spherical features per degree, times :math:`(2l+1)^{1/4}`.
 
     The factor evens out the spread of norms across degrees (LOREM, arXiv 2507.19382). Gradients
     and second derivatives are zero where all components of a degree vanish.
 
-    :param features: ``[atoms, (L + 1)**2, channels]``
     :param max_degree: largest degree L
-    :return: ``[atoms, (L + 1) * channels]``, channels fastest
     """
-    single = features.dtype == torch.float32
-    tiny = 1e-30 if single else 1e-150
-    # what symmetry makes zero is left with a rounding error, whose gradient would be of size one
-    # in any direction
-    noise = (6e-6 if single else 1e-14) * features.detach().abs().amax(dim=1, keepdim=True)
-    norms: list[torch.Tensor] = []
-    for degree in range(max_degree + 1):
-        block = features[:, degree * degree : (degree + 1) * (degree + 1)]
-        if degree == 0:
-            # the second derivative of the general form is zero only up to rounding / |x|
-            norms.append(block.abs())
-            continue
+
+    def __init__(self, max_degree: int) -> None:
+        super().__init__()
+        degrees = degrees_of_components(max_degree)
+        members = degrees == torch.arange(1, max_degree + 1).unsqueeze(1)
+        factors = (2.0 * torch.arange(1, max_degree + 1, dtype=torch.float64) + 1.0) ** 0.25
+        self.register_buffer("members", members.to(torch.float64), persistent=False)
+        self.register_buffer("factors", split_constants(factors.unsqueeze(1)), persistent=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """
+        :param features: ``[atoms, (L + 1)**2, channels]``
+        :return: ``[atoms, (L + 1) * channels]``, channels fastest
+        """
+        single = features.dtype == torch.float32
+        # the second derivative of the general form is zero only up to rounding / |x|
+        scalars = features[:, :1].abs()
         # |x| = s |x / s| for any constant s: with s the largest component no square, no inverse
         # and no second derivative over- or underflows
-        scale = block.detach().abs().amax(dim=1, keepdim=True)
-        vanishes = (scale < tiny) | (scale < noise)
-        scale = torch.where(vanishes, torch.ones_like(scale), scale)
-        squares = ((block / scale) ** 2).sum(dim=1, keepdim=True)
-        squares = torch.where(vanishes, torch.ones_like(squares), squares)
-        norm = torch.where(vanishes, torch.zeros_like(squares), scale * squares.sqrt())
-        norms.append((2 * degree + 1) ** 0.25 * norm)
-    return torch.cat(norms, dim=1).flatten(1)
+        scale = features.detach().abs().amax(dim=1, keepdim=True)
+        scale = torch.where(scale < (1e-30 if single else 1e-150), 1.0, scale)
+        squares = torch.matmul(self.members.to(features.dtype), (features / scale) ** 2)
+        # what symmetry makes zero is left with a rounding error, whose gradient would be of size
+        # one in any direction
+        vanishes = squares < (6e-6 if single else 1e-14) ** 2
+        norms = torch.where(vanishes, 1.0, squares).sqrt()
+        norms = torch.where(vanishes, 0.0, norms * scale)
+        norms = norms * join_constants(self.factors, features.dtype)
+        return torch.cat([scalars, norms], dim=1).flatten(1)
 
 
 def degrees_of_components(max_degree: int) -> torch.Tensor:

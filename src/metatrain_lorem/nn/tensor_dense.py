@@ -38,7 +38,8 @@ class TensorProduct(torch.nn.Module):
 
     A factor's component of degree l has parity :math:`(-1)^l` (a proper tensor) unless ``improper``
     names that factor or the product as made of pseudotensors; only paths that conserve parity
-    exist.
+    exist. So components of even and of odd degrees are multiplied apart, each by a dense table of
+    weights times coefficients.
 
     :param max_degrees: largest degrees of the two factors and of the product
     :param num_channels: number of channels c
@@ -52,8 +53,23 @@ class TensorProduct(torch.nn.Module):
         improper: tuple[bool, bool, bool] = (False, False, False),
     ) -> None:
         super().__init__()
-        self.sizes = [(degree + 1) ** 2 for degree in max_degrees]
+        self.max_degrees = list(max_degrees)
         parity = sum(improper) % 2
+        self.odd = parity == 1
+        sizes = [_components_by_parity(degree) for degree in max_degrees]
+        # of the first factor (a), the second (b): tables [b, a, product], one after another
+        self.blocks: list[tuple[int, int, int, list[int]]] = []
+        starts: dict[tuple[int, int], int] = {}
+        start = 0
+        for a in range(2):
+            for b in range(2):
+                c = (a + b + parity) % 2
+                shape = [sizes[1][b], sizes[0][a], sizes[2][c]]
+                starts[a, b] = start
+                if 0 not in shape:
+                    self.blocks.append((a, b, c, shape))
+                    start += shape[0] * shape[1] * shape[2]
+        self.table_size = start
         paths: list[tuple[int, int, int]] = []
         entries: list[torch.Tensor] = []
         values: list[torch.Tensor] = []
@@ -64,9 +80,9 @@ class TensorProduct(torch.nn.Module):
                         continue
                     table = clebsch_gordan(l1, l2, l3)
                     m1, m2, m3 = torch.nonzero(table.abs() > 1e-12, as_tuple=True)
-                    # layout [m2, m1, m3]: the product contracts the second factor first
-                    entry = (m2 + l2**2) * self.sizes[0] + (m1 + l1**2)
-                    entry = entry * self.sizes[2] + (m3 + l3**2)
+                    entry = (m2 + _first_of_parity(l2)) * sizes[0][l1 % 2]
+                    entry = (entry + m1 + _first_of_parity(l1)) * sizes[2][l3 % 2]
+                    entry = entry + m3 + _first_of_parity(l3) + starts[l1 % 2, l2 % 2]
                     entries.append(torch.stack([entry, torch.full_like(entry, len(paths))]))
                     values.append(table[m1, m2, m3])
                     paths.append((l1, l2, l3))
@@ -82,22 +98,97 @@ class TensorProduct(torch.nn.Module):
         self.register_buffer("entries", torch.cat(entries, dim=1), persistent=False)
         self.register_buffer("values", split_constants(torch.cat(values)), persistent=False)
 
+    def table(self) -> torch.Tensor:
+        """
+        :return: weights times coefficients of all blocks ``[num_channels, table_size]``
+        """
+        weighted = self.weight[self.entries[1]].T * join_constants(self.values, self.weight.dtype)
+        size = [weighted.shape[0], self.table_size]
+        table = torch.zeros(size, dtype=weighted.dtype, device=weighted.device)
+        return table.scatter(1, self.entries[:1].expand_as(weighted), weighted)
+
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """
         :param x: first factor ``[atoms, (L1 + 1)**2, num_channels]``
         :param y: second factor ``[atoms, (L2 + 1)**2, num_channels]``
         :return: product ``[atoms, (L3 + 1)**2, num_channels]``
         """
-        size1, size2, size3 = self.sizes[0], self.sizes[1], self.sizes[2]
-        channels = self.weight.shape[1]
-        values = join_constants(self.values, x.dtype).unsqueeze(-1)
-        weighted = self.weight[self.entries[1]] * values
-        table = torch.zeros(size1 * size2 * size3, channels, dtype=x.dtype, device=x.device)
-        table = table.index_add(0, self.entries[0], weighted)
-        table = table.view(size2, size1 * size3, channels).permute(2, 0, 1)
-        half = torch.bmm(y.permute(2, 0, 1), table).view(channels, -1, size1, size3)
-        product = torch.matmul(x.permute(2, 0, 1).unsqueeze(2), half).squeeze(2)
-        return product.permute(1, 2, 0)
+        xs = split_parities(x.transpose(1, 2), self.max_degrees[0])
+        ys = split_parities(y.transpose(1, 2), self.max_degrees[1])
+        products: list[list[torch.Tensor]] = [[], []]
+        table = self.table()
+        start = 0
+        for a, b, c, shape in self.blocks:
+            stop = start + shape[0] * shape[1] * shape[2]
+            products[c].append(contract(xs[a], ys[b], table[:, start:stop].view([-1] + shape)))
+            start = stop
+        return join_parities(products, self.max_degrees[2]).transpose(1, 2)
+
+
+def contract(x: torch.Tensor, y: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Product of components of one parity each.
+
+    :param x: first factor ``[atoms, channels, a]``
+    :param y: second factor ``[atoms, channels, b]``
+    :param table: ``[channels, b, a, c]``
+    :return: ``[atoms, channels, c]``
+    """
+    if x.shape[0] > 256:
+        # channel by channel, and once more for each gradient: what lies between the two sums, a
+        # times c numbers for each atom and channel, is never stored
+        portions: list[torch.Tensor] = []
+        for x_portion, y_portion in zip(x.split(2048), y.split(2048)):  # noqa: B905
+            portions.append(
+                torch._trilinear(y_portion, table, x_portion, [3, 4], [0], [2, 4], [2, 3], 1)
+            )
+        return torch.cat(portions)
+    half = torch.bmm(y.transpose(0, 1), table.flatten(2))
+    half = half.view(table.shape[0], x.shape[0], table.shape[2], table.shape[3])
+    return torch.matmul(x.transpose(0, 1).unsqueeze(2), half).squeeze(2).transpose(0, 1)
+
+
+def split_parities(x: torch.Tensor, max_degree: int) -> list[torch.Tensor]:
+    """
+    :param x: components of all degrees in the last dimension
+    :param max_degree: largest degree
+    :return: components of even and of odd degrees
+    """
+    degrees = x.split([2 * degree + 1 for degree in range(max_degree + 1)], dim=-1)
+    if max_degree == 0:
+        return [degrees[0]]
+    return [torch.cat(degrees[::2], dim=-1), torch.cat(degrees[1::2], dim=-1)]
+
+
+def join_parities(parts: list[list[torch.Tensor]], max_degree: int) -> torch.Tensor:
+    """
+    :param parts: terms of the sum that gives the components of even degrees, and of odd ones
+    :param max_degree: largest degree
+    :return: components of all degrees in the last dimension
+    """
+    joined: list[torch.Tensor] = []
+    by_parity: list[list[torch.Tensor]] = []
+    for parity, terms in enumerate(parts):
+        sizes = [2 * degree + 1 for degree in range(parity, max_degree + 1, 2)]
+        if len(sizes) > 0:
+            total = terms[0]
+            for term in terms[1:]:
+                total = total + term
+            by_parity.append(total.split(sizes, dim=-1))
+    for degree in range(max_degree + 1):
+        joined.append(by_parity[degree % 2][degree // 2])
+    return torch.cat(joined, dim=-1)
+
+
+def _components_by_parity(max_degree: int) -> list[int]:
+    sizes = [0, 0]
+    for degree in range(max_degree + 1):
+        sizes[degree % 2] += 2 * degree + 1
+    return sizes
+
+
+def _first_of_parity(degree: int) -> int:
+    """Place of a degree's first component among those of its parity."""
+    return degree * (degree - 1) // 2
 
 
 class TensorDense(torch.nn.Module):
