@@ -22,9 +22,9 @@ import time
 import warnings
 from pathlib import Path
 
-import ase.build
 import numpy as np
 import torch
+from common import rocksalt
 from metatomic.torch import (
     ModelEvaluationOptions,
     ModelOutput,
@@ -48,17 +48,10 @@ from metatrain_lorem.model import Lorem
 TOLERANCES = (1e-4, 1e-6, 1e-8)
 
 
-def rocksalt(repeat: int) -> ase.Atoms:
-    """8 repeat³ atoms, displaced at random by 0.1 Å."""
-    atoms = ase.build.bulk("NaCl", "rocksalt", 5.64, cubic=True).repeat(repeat)
-    atoms.positions += np.random.default_rng(0).normal(scale=0.1, size=atoms.positions.shape)
-    return atoms
-
-
 def iterations(repeats: list[int], hardness: float) -> None:
     """Print a table of iterations.
 
-    :param repeats: sizes, see :func:`rocksalt`
+    :param repeats: sizes, 8 repeat³ atoms
     :param hardness: of both species, 1/Å
     """
     layer = ChargeEquilibration(
@@ -67,7 +60,7 @@ def iterations(repeats: list[int], hardness: float) -> None:
     print(f"hardness {hardness} 1/Å; iterations to a residual of {TOLERANCES}")
     print(f"{'atoms':>8} {'Kerker':>14} {'diagonal':>14} {'time of one product':>22}")
     for repeat in repeats:
-        atoms = rocksalt(repeat)
+        atoms = rocksalt(8 * repeat**3)
         species = torch.tensor((atoms.numbers == 17).astype(int))
         chi = torch.tensor(np.random.default_rng(1).normal(scale=0.05, size=len(atoms)))
         chi = chi + 0.6 * species
@@ -129,7 +122,7 @@ def measure(path: Path, repeat: int, repetitions: int, precision: int) -> dict[s
     model = load_atomistic_model(str(path))
     dtype = {32: torch.float32, 64: torch.float64}[precision]
     model = model.to(dtype)
-    system = systems_to_torch([rocksalt(repeat)], dtype=dtype)[0]
+    system = systems_to_torch([rocksalt(8 * repeat**3)], dtype=dtype)[0]
     lists = get_requested_neighbor_lists(model)
     options = ModelEvaluationOptions(
         length_unit="angstrom", outputs={"energy": ModelOutput(unit="eV", sample_kind="system")}
