@@ -170,7 +170,7 @@ def run_worker(
     :param python: interpreter
     :return: the result, or ``{"failed": REASON}``
     """
-    command = [python, str(Path(__file__).with_name(script)), json.dumps(task)]
+    command = [python, str(Path(__file__).parent / script), json.dumps(task)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(task["threads"])}
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, stdout=output, stderr=errors, env=environment)

@@ -69,6 +69,8 @@ def measure_training(task: dict) -> dict:
         samples = [dataset[i] for i in range(number * size, (number + 1) * size)]
         return batch_to(*unpack_batch(collate(samples)), dtype=torch.float32, device=device)
 
+    # the first batch also loads libraries
+    load(0)
     start = time.perf_counter()
     batches = [load(number) for number in range(count)]
     loading = (time.perf_counter() - start) / count

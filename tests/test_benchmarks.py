@@ -1,0 +1,185 @@
+"""The benchmarks measure what they say. Times themselves are not tested."""
+
+import importlib
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+MIB = 2**20
+
+pytestmark = pytest.mark.skipif(
+    not BENCHMARKS.is_dir(), reason=f"needs the repository: no folder {BENCHMARKS}"
+)
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    """Modules of the benchmarks, which are no package."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    names = ("common", "roofline", "plot_speed")
+    modules = {name: importlib.import_module(name) for name in names}
+    yield SimpleNamespace(**modules)
+    for name in names:
+        del sys.modules[name]
+
+
+def run(script, *arguments, cwd):
+    command = [sys.executable, str(BENCHMARKS / script), *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_rocksalt(benchmarks):
+    frame = benchmarks.common.rocksalt(64)
+    assert frame.pbc.all() and np.allclose(frame.cell.lengths(), 2 * 5.64)
+    assert (frame.numbers == 11).sum() == 32
+    distances = frame.get_all_distances(mic=True) + 99 * np.eye(64)
+    closest = distances.argsort(axis=1)[:, :6]
+    assert (frame.numbers[closest] != frame.numbers[:, None]).all()
+    assert 2.2 < distances.min() < 2.82
+    assert sorted(benchmarks.common.rocksalt(100_000).cell.lengths() / 5.64) == [20, 25, 25]
+    with pytest.raises(ValueError, match="100 atoms"):
+        benchmarks.common.rocksalt(100)
+
+
+def test_cluster(benchmarks):
+    frame = benchmarks.common.structure(16)
+    assert len(frame) == 16 and not frame.pbc.any() and (frame.numbers == 11).sum() == 8
+    distances = frame.get_all_distances() + 99 * np.eye(16)
+    assert (frame.numbers[distances.argmin(axis=1)] != frame.numbers).all()
+
+
+def test_warming_up_ends_when_two_calls_agree(benchmarks):
+    seconds = [9.0, 5.0, 1.0, 1.1, 1.2, 1.3, 1.4]
+    called = []
+
+    def evaluate(call):
+        called.append(call)
+        return seconds[call]
+
+    assert benchmarks.common.measure(evaluate, 3) == [1.2, 1.3, 1.4]
+    assert called == list(range(7))
+    # never settled: five calls at most
+    assert benchmarks.common.measure(lambda call: 2.0**call, 1) == [32.0]
+    # short ones are repeated, here for half a second
+    assert len(benchmarks.common.measure(lambda call: 0.01, 3)) >= 50
+
+
+WORKER = """
+import sys, time
+import numpy as np
+task = __import__("json").loads(sys.argv[1])
+array = np.ones(task["mib"] * 2**17)
+time.sleep(task["seconds"])
+if task["fail"]:
+    raise KeyError("wrong")
+print("noise")
+print('{"threads": "' + __import__("os").environ["OMP_NUM_THREADS"] + '"}')
+"""
+
+
+@pytest.mark.parametrize(
+    "mib, seconds, fail, expected",
+    [
+        (1, 0, False, {"threads": "2"}),
+        (400, 60, False, {"failed": "out of memory"}),
+        (1, 60, False, {"failed": "too slow"}),
+        (1, 0, True, {"failed": "error: KeyError: 'wrong'"}),
+    ],
+)
+def test_worker(benchmarks, tmp_path, mib, seconds, fail, expected):
+    (tmp_path / "worker.py").write_text(WORKER)
+    task = {"threads": 2, "mib": mib, "seconds": seconds, "fail": fail}
+    script = str(tmp_path / "worker.py")
+    timeout = 3 if mib == 1 and seconds else 60
+    assert benchmarks.common.run_worker(script, task, timeout, 300 * MIB) == expected
+
+
+def test_peak_memory(benchmarks):
+    before = benchmarks.common.memory("VmRSS")
+    # lets the peak start from here, also where earlier tests took more
+    Path("/proc/self/clear_refs").write_text("5")
+    array = np.ones(25 * MIB)
+    del array
+    peak = benchmarks.common.memory("VmHWM") - before
+    assert 190 * MIB < peak < 260 * MIB
+
+
+def test_counted_operations_and_bytes(benchmarks):
+    a, b = torch.ones(8, 16), torch.ones(16, 4)
+    counter = benchmarks.roofline.Counter()
+    with counter:
+        (a @ b).view(-1)[3:].reshape(-1)
+    assert counter.operators == 1
+    assert counter.flops == 2 * 8 * 16 * 4
+    assert counter.touched == 4 * (8 * 16 + 16 * 4 + 8 * 4)
+    assert counter.allocated == 4 * 8 * 4
+
+    mesh = torch.ones(3, 4, 6, 5)
+    with counter:
+        torch.fft.irfftn(torch.fft.rfftn(mesh, dim=(1, 2, 3)), dim=(1, 2, 3), s=(4, 6, 5))
+    assert counter.ffts == 6
+    assert counter.flops == 2 * 8 * 16 * 4 + 6 * 2.5 * 120 * math.log2(120)
+
+
+def test_counted_backward_pass(benchmarks):
+    """A product of matrices has two in its backward pass."""
+    a, b = torch.ones(8, 16, requires_grad=True), torch.ones(16, 4, requires_grad=True)
+    counter = benchmarks.roofline.Counter()
+    with counter:
+        torch.autograd.grad((a @ b).sum(), [a, b])
+    assert counter.flops == 3 * 2 * 8 * 16 * 4
+
+
+def test_tables(benchmarks):
+    assert benchmarks.common.digits(0.012345) == "0.0123"
+    assert benchmarks.common.digits(1234.5) == "1234"
+    table = benchmarks.common.format_table(["a", "bb"], [["ccc", "1"], ["d", "100"]])
+    assert table.splitlines() == ["a     bb", "--------", "ccc    1", "d    100"]
+    atoms = [16, 1000, 8000, 64000]
+    seconds = [5.0, *(1e-4 * n**1.2 for n in atoms[1:])]
+    assert abs(benchmarks.common.exponent(atoms, seconds) - 1.2) < 1e-9
+    assert benchmarks.common.exponent(atoms[:2], seconds[:2]) is None
+
+
+@pytest.mark.slow
+def test_speed_of_our_model_and_its_page(tmp_path):
+    options = ["--atoms", "16", "--models", "lorem", "--repetitions", "1"]
+    options += ["--stages", "--roofline", "--json", "speed.json"]
+    output = run("speed.py", *options, cwd=tmp_path)
+    record = json.loads((tmp_path / "speed.json").read_text())
+    (row,) = record["results"]
+    assert row["model"] == "lorem" and row["atoms"] == 16 and row["seconds"] > 0
+    assert "measured / larger bound" in output
+    stages = record["stages"]["16"]
+    parts = [v for k, v in stages.items() if k not in ("neighbor list", "forward", "backward")]
+    # medians of parts do not add up exactly
+    assert abs(sum(parts) / stages["forward"] - 1) < 0.3
+    # (L + 1)² times s density components, and the matrices of the networks
+    assert record["roofline"]["16"]["flops"] > 1e7
+
+    run(
+        "training_step.py",
+        "--models",
+        "lorem",
+        "--repetitions",
+        "1",
+        "--json",
+        "training.json",
+        cwd=tmp_path,
+    )
+    run("memory.py", "--models", "lorem", "--atoms", "16", "--json", "memory.json", cwd=tmp_path)
+    files = ["speed.json", "training.json", "memory.json"]
+    run("plot_speed.py", *files, "--plot", "speed.png", "--page", "speed.rst", cwd=tmp_path)
+    page = (tmp_path / "speed.rst").read_text()
+    assert ".. image:: speed.png" in page and "Training steps" in page and "kB/atom" in page
+    assert (tmp_path / "speed.png").stat().st_size > 1000
