@@ -31,6 +31,12 @@ TREMBLE = 1e-3
 SHORTEST_MEASUREMENT = 0.5
 """Evaluations are repeated for at least this time, seconds."""
 
+COMPILED = 4
+"""Calls after which models are compiled."""
+
+LONGEST_WARM_UP = 30.0
+"""Warming up for longer may end before, seconds: compiling takes less."""
+
 GIB = 2**30
 
 
@@ -75,21 +81,25 @@ def displaced(frame: ase.Atoms, seed: int, deviation: float = TREMBLE) -> ase.At
     return frame
 
 
-def measure(evaluate: Callable[[int], float], repetitions: int, warm_ups: int = 5) -> list[float]:
+def measure(evaluate: Callable[[int], float], repetitions: int, warm_ups: int = 6) -> list[float]:
     """Times of an evaluation, after warming up until two in a row agree within 20 %.
 
     :param evaluate: takes the number of the call, returns its time in seconds
     :param repetitions: least number of times
-    :param warm_ups: largest number of calls before; at least 2 are done unless it is smaller
+    :param warm_ups: largest number of calls before
     :return: times in seconds
     """
     calls = 0
+    spent = 0.0
     before = float("nan")
-    for _ in range(warm_ups):
+    while calls < warm_ups:
         seconds = evaluate(calls)
         calls += 1
-        # just-in-time compilers specialise in the first calls, which take longer than later ones
-        if abs(seconds - before) < 0.2 * before:
+        spent += seconds
+        # TorchScript compiles in the second call what it saw in the first, and the backward pass
+        # of that in the third; these calls may take the same time by chance
+        enough = calls >= COMPILED or spent > LONGEST_WARM_UP
+        if enough and abs(seconds - before) < 0.2 * before:
             break
         before = seconds
     times: list[float] = []

@@ -42,7 +42,7 @@ def measure_models(arguments: argparse.Namespace, paths: dict[str, str], folder:
     runs: dict[tuple[int, str], list[dict]] = {}
     stopped: dict[str, str] = {}
     for number in range(arguments.rounds):
-        for atoms in arguments.atoms:
+        for atoms in sorted(arguments.atoms):
             # what runs later may find the machine hotter or busier
             for name in list(paths)[:: 1 if number % 2 == 0 else -1]:
                 if name in stopped and number == 0:
@@ -57,13 +57,14 @@ def measure_models(arguments: argparse.Namespace, paths: dict[str, str], folder:
     rows = []
     for (atoms, name), results in runs.items():
         row = {"atoms": atoms, "model": name}
-        if "failed" in results[-1]:
+        done = [result for result in results if "times" in result]
+        if not done:
             rows.append({**row, "failed": results[-1]["failed"]})
             continue
-        row["rounds"] = [float(np.median(result["times"])) for result in results]
+        row["rounds"] = [float(np.median(result["times"])) for result in done]
         row["seconds"] = float(np.median(row["rounds"]))
-        row["neighbor_list"] = float(np.median([result["neighbor_list"] for result in results]))
-        row["bytes"] = max(result["bytes"] for result in results)
+        row["neighbor_list"] = float(np.median([result["neighbor_list"] for result in done]))
+        row["bytes"] = max(result["bytes"] for result in done)
         rows.append(row)
     return rows
 
@@ -223,7 +224,7 @@ def main() -> None:
     parser.add_argument("--stages", action="store_true", help="time of each stage of ours")
     parser.add_argument("--roofline", action="store_true", help="time against the machine's peak")
     parser.add_argument("--json", type=Path, help="file for all results")
-    parser.set_defaults(warm_ups=5, save=True)
+    parser.set_defaults(warm_ups=6, save=True)
     arguments = parser.parse_args()
     no_such_model(arguments.models)
 
