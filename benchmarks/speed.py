@@ -15,6 +15,7 @@ the files of ``--json``.
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -243,6 +244,8 @@ def main() -> None:
         for name, reason in skipped.items():
             print(f"skipped {name}: {reason}")
         order = {name: paths[name] for name in arguments.models if name in paths}
+        if not order:
+            sys.exit("none of the models can run")
         rows = measure_models(arguments, order, folder)
         record["results"] = rows
         reference = "lorem-exported" if "lorem-exported" in order else next(iter(order))
