@@ -1,5 +1,6 @@
 """LOREM as a metatrain model."""
 
+import copy
 import logging
 from typing import Any, Dict, List, Literal, Optional
 
@@ -48,6 +49,7 @@ from .heads.target import TargetHead
 from .nn.mlp import MLP
 from .nn.neighbors import count_pairs, sort_pairs
 from .nn.short_range import ShortRange
+from .nn.tensor_dense import TensorProduct
 from .outputs import add_baseline, charge_maps, collect, feature_map, scalar_map
 from .system_inputs import check_batch, concatenate_systems, total_charges
 
@@ -613,7 +615,12 @@ class Lorem(ModelInterface[ModelHypers]):
             supported_devices=self.__supported_devices__,
             dtype=dtype_to_str(dtype),
         )
-        return AtomisticModel(self.eval(), merge_metadata(self.metadata, metadata), capabilities)
+        # what depends on weights only is evaluated here, in a copy that is never trained
+        model = copy.deepcopy(self.eval())
+        for module in model.modules():
+            if isinstance(module, TensorProduct):
+                module.fold()
+        return AtomisticModel(model, merge_metadata(self.metadata, metadata), capabilities)
 
 
 def _last_layer_features_name(target: str) -> str:

@@ -64,42 +64,47 @@ def axis_influence(integers: torch.Tensor, size: int, order: int) -> torch.Tenso
     :param order: order of the splines
     :return: U^2 / (sum of U^2 over aliases)^2, shape [n]
     """
-    zero = torch.zeros(1, dtype=integers.dtype, device=integers.device)
+    # the high powers would lose a digit in single precision; these numbers are few
+    fractions = integers.to(torch.float64) / size
+    zero = torch.zeros(1, dtype=torch.float64, device=integers.device)
     samples = spline_weights(zero, 2 * order).squeeze(0)
-    shift = torch.arange(2 * order, dtype=integers.dtype, device=integers.device)
-    phases = (2.0 * math.pi / size) * integers.unsqueeze(1) * (shift - order)
-    aliases = torch.cos(phases) @ samples
-    return torch.sinc(integers / size) ** (2 * order) / (aliases * aliases)
+    shift = torch.arange(2 * order, dtype=torch.float64, device=integers.device)
+    aliases = torch.cos(2.0 * math.pi * fractions.unsqueeze(1) * (shift - order)) @ samples
+    values = torch.sinc(fractions) ** (2 * order) / (aliases * aliases)
+    return values.to(integers.dtype)
 
 
 def squared_wave_vectors(
-    cell: torch.Tensor, shape: list[int]
+    cell: torch.Tensor, shape: list[int], half: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    Wave vectors of a real Fourier transform on a mesh.
+    Wave vectors of a Fourier transform on a mesh.
 
     :param cell: cell vectors in rows, shape [3, 3], Angstrom
     :param shape: number of mesh points along the cell vectors
+    :param half: of a real transform, which leaves out half of them along the third axis
     :return: integers along the three axes; squares of the wave vectors, shape [shape[0], shape[1],
-        shape[2] // 2 + 1], huge for k = 0: what is divided by it is an exact zero there, in every
-        derivative too
+        shape[2] or shape[2] // 2 + 1], huge for k = 0: what is divided by it is an exact zero
+        there, in every derivative too
     """
     dtype, device = cell.dtype, cell.device
     x = torch.fft.fftfreq(shape[0], dtype=dtype, device=device) * shape[0]
     y = torch.fft.fftfreq(shape[1], dtype=dtype, device=device) * shape[1]
-    z = torch.fft.rfftfreq(shape[2], dtype=dtype, device=device) * shape[2]
+    z = torch.fft.fftfreq(shape[2], dtype=dtype, device=device) * shape[2]
+    if half:
+        z = torch.fft.rfftfreq(shape[2], dtype=dtype, device=device) * shape[2]
     reciprocal = 2.0 * math.pi * torch.linalg.inv(cell).transpose(0, 1)
-    k = (
-        x.view(-1, 1, 1, 1) * reciprocal[0]
-        + y.view(1, -1, 1, 1) * reciprocal[1]
-        + z.view(1, 1, -1, 1) * reciprocal[2]
-    )
+    in_plane = x.view(-1, 1, 1) * reciprocal[0] + y.view(1, -1, 1) * reciprocal[1]
+    along = z.unsqueeze(1) * reciprocal[2]
+    # |a + b|^2 without an array of vectors
+    k_squared = (in_plane * in_plane).sum(dim=-1).unsqueeze(2) + (along * along).sum(dim=-1)
+    k_squared = k_squared + 2.0 * (in_plane @ along.transpose(0, 1))
     zero = (x == 0).view(-1, 1, 1) & (y == 0).view(1, -1, 1) & (z == 0).view(1, 1, -1)
-    return x, y, z, (k * k).sum(dim=-1).masked_fill(zero, 1e30)
+    return x, y, z, k_squared.masked_fill(zero, 1e30)
 
 
 def coulomb_filter(
-    cell: torch.Tensor, shape: list[int], order: int
+    cell: torch.Tensor, shape: list[int], order: int, half: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Filter that turns the Fourier transform of the mesh charges into that of their potential.
@@ -107,19 +112,19 @@ def coulomb_filter(
     :param cell: cell vectors in rows, shape [3, 3], Angstrom
     :param shape: number of mesh points along the cell vectors
     :param order: order of the splines
+    :param half: see ``squared_wave_vectors``
     :return: the filter for point charges, to be multiplied by a Gaussian, zero for k = 0; squares
-        of the wave vectors; shape [shape[0], shape[1], shape[2] // 2 + 1]
+        of the wave vectors; shape of ``squared_wave_vectors``
     """
-    x, y, z, k_squared = squared_wave_vectors(cell, shape)
-    values = (
+    x, y, z, k_squared = squared_wave_vectors(cell, shape, half)
+    in_plane = (
         4.0
         * math.pi
-        / (k_squared * torch.det(cell).abs())
+        / torch.det(cell).abs()
         * axis_influence(x, shape[0], order).view(-1, 1, 1)
         * axis_influence(y, shape[1], order).view(1, -1, 1)
-        * axis_influence(z, shape[2], order).view(1, 1, -1)
     )
-    return values, k_squared
+    return in_plane * axis_influence(z, shape[2], order) / k_squared, k_squared
 
 
 def interpolation(
@@ -171,20 +176,24 @@ def mesh_potentials(
     :return: shape [n, C], e/Angstrom
     """
     shape = [smooth_size(length / mesh_spacing) for length in lengths]
+    num_points, num_columns = shape[0] * shape[1] * shape[2], charges.size(1)
     index, weights = interpolation(positions, cell, shape, order)
     index = index.flatten()
-    weights = weights.unsqueeze(-1)
+    if num_columns % 2 == 1:
+        charges = torch.nn.functional.pad(charges, [0, 1])
 
-    num_points = shape[0] * shape[1] * shape[2]
+    shares = torch.bmm(weights.unsqueeze(2), charges.unsqueeze(1)).flatten(0, 1)
     mesh = torch.zeros((num_points, charges.size(1)), dtype=charges.dtype, device=charges.device)
-    mesh = mesh.index_add(0, index, (weights * charges.unsqueeze(1)).flatten(0, 1))
-    mesh = mesh.transpose(0, 1).reshape([-1] + shape)
-    waves = torch.fft.rfftn(mesh, dim=[1, 2, 3])
-    influence, k_squared = coulomb_filter(cell, shape, order)
+    mesh = mesh.index_add(0, index, shares)
+    # two columns are the real and imaginary part of one complex transform: the filter is real, so
+    # that they do not mix, and the backward pass of complex transforms is cheaper
+    waves = torch.view_as_complex(mesh.view(num_points, -1, 2)).transpose(0, 1)
+    waves = torch.fft.fftn(waves.reshape([-1] + shape), dim=[1, 2, 3])
+    influence, k_squared = coulomb_filter(cell, shape, order, False)
     influence = influence * torch.exp(-0.5 * smearing**2 * k_squared)
     # TorchScript cannot differentiate a product of complex and real numbers
     waves = torch.view_as_complex(torch.view_as_real(waves) * influence.unsqueeze(-1))
-    mesh = torch.fft.irfftn(waves, s=shape, dim=[1, 2, 3], norm="forward")
-    mesh = mesh.flatten(1).transpose(0, 1)
-    gathered = mesh.index_select(0, index).view(weights.size(0), -1, charges.size(1))
-    return (gathered * weights).sum(dim=1)
+    waves = torch.fft.ifftn(waves, dim=[1, 2, 3], norm="forward").flatten(1)
+    mesh = torch.view_as_real(waves.transpose(0, 1).contiguous()).flatten(1)
+    potentials = mesh.index_select(0, index).view(weights.size(0), weights.size(1), -1)
+    return torch.bmm(weights.unsqueeze(1), potentials).squeeze(1)[:, :num_columns]

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import torch
 
-SPLINE_ORDER = 6
-"""Order of the B-splines between atoms and mesh (degree 5, four continuous derivatives)."""
+SPLINE_ORDER = 7
+"""Order of the B-splines between atoms and mesh (degree 6, five continuous derivatives)."""
 
 REFERENCE_DENSITY = 0.1
 """Unit charges per cubic Angstrom assumed by the mesh error estimate: liquid water has 0.1."""
@@ -58,8 +58,9 @@ def ewald_parameters(cutoff: float, accuracy: float) -> EwaldParameters:
         \left(\frac{h}{2\pi\sigma}\right)^{2p} ,
 
     and :math:`\delta V` is set to :math:`\epsilon` times half the self-potential
-    :math:`\sqrt{2/\pi}/\sigma`, a typical potential in an ionic solid or liquid. The mesh must also
-    hold every k below :math:`k_c`.
+    :math:`\sqrt{2/\pi}/\sigma`, a typical potential in an ionic solid or liquid; the spacing is
+    then shortened by 6 %, for the terms beyond the leading one. The mesh must also hold every k
+    below :math:`k_c`.
 
     :param cutoff: radius of the neighbor list in Angstrom
     :param accuracy: relative accuracy of the potentials, between 1e-12 and 1e-2
@@ -77,5 +78,5 @@ def ewald_parameters(cutoff: float, accuracy: float) -> EwaldParameters:
     p = SPLINE_ORDER
     target = (0.5 * accuracy) ** 2 * (2.0 / math.pi) / smearing**2
     prefactor = 48.0 * REFERENCE_DENSITY * smearing * math.gamma(p - 0.5) / (2 * p + 1)
-    mesh_spacing = 2.0 * math.pi * smearing * (target / prefactor) ** (1.0 / (2 * p))
+    mesh_spacing = 0.94 * 2.0 * math.pi * smearing * (target / prefactor) ** (1.0 / (2 * p))
     return EwaldParameters(smearing, k_cutoff, min(mesh_spacing, math.pi / k_cutoff))

@@ -56,7 +56,7 @@ def species_mesh(
     shape = [smooth_size(length / spacing) for length in lengths]
     index, weights = interpolation(positions, cell, shape, order)
     index = index + (species * (shape[0] * shape[1] * shape[2])).unsqueeze(1)
-    point, k_squared = coulomb_filter(cell, shape, order)
+    point, k_squared = coulomb_filter(cell, shape, order, True)
     at_zero = torch.zeros_like(point)
     at_zero[0, 0, 0] = 1.0
     at_zero = at_zero * (-2.0 * math.pi / torch.det(cell).abs())
@@ -146,7 +146,7 @@ def kerker_mesh(
     shape = [smooth_size(length / (spacing * angstrom)) for length in lengths]
     index, weights = interpolation(positions, cell, shape, order)
     index = index + (species * (shape[0] * shape[1] * shape[2])).unsqueeze(1)
-    x, y, z, k_squared = squared_wave_vectors(cell, shape)
+    x, y, z, k_squared = squared_wave_vectors(cell, shape, True)
     inside = (k_squared < (largest_k / angstrom) ** 2).to(cell.dtype)
     # a real transform leaves out -k
     multiplicity = torch.where(z > 0, 2.0, 1.0).to(cell.dtype) * inside

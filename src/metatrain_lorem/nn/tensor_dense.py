@@ -97,6 +97,11 @@ class TensorProduct(torch.nn.Module):
                     self.weight[rows] = block
         self.register_buffer("entries", torch.cat(entries, dim=1), persistent=False)
         self.register_buffer("values", split_constants(torch.cat(values)), persistent=False)
+        self.register_buffer("folded", torch.zeros(0, 0), persistent=False)
+
+    def fold(self) -> None:
+        """Keep the table for good: for evaluation only, later changes of weights have no effect."""
+        self.folded = self.table().detach()
 
     def table(self) -> torch.Tensor:
         """
@@ -116,7 +121,7 @@ class TensorProduct(torch.nn.Module):
         xs = split_parities(x.transpose(1, 2), self.max_degrees[0])
         ys = split_parities(y.transpose(1, 2), self.max_degrees[1])
         products: list[list[torch.Tensor]] = [[], []]
-        table = self.table()
+        table = self.table() if self.folded.shape[0] == 0 else self.folded
         start = 0
         for a, b, c, shape in self.blocks:
             stop = start + shape[0] * shape[1] * shape[2]
@@ -133,7 +138,7 @@ def contract(x: torch.Tensor, y: torch.Tensor, table: torch.Tensor) -> torch.Ten
     :param table: ``[channels, b, a, c]``
     :return: ``[atoms, channels, c]``
     """
-    if x.shape[0] > 256:
+    if x.shape[0] > 64:
         # channel by channel, and once more for each gradient: what lies between the two sums, a
         # times c numbers for each atom and channel, is never stored
         portions: list[torch.Tensor] = []
