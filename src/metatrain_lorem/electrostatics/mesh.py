@@ -179,14 +179,16 @@ def mesh_potentials(
     num_points, num_columns = shape[0] * shape[1] * shape[2], charges.size(1)
     index, weights = interpolation(positions, cell, shape, order)
     index = index.flatten()
-    if num_columns % 2 == 1:
-        charges = torch.nn.functional.pad(charges, [0, 1])
+    # two columns are the real and imaginary part of one complex transform: the filter is real, so
+    # that they do not mix, and the backward pass of complex transforms is cheaper. All are brought
+    # to one size, so that the rounding errors of large columns do not reach small ones
+    sizes = charges.detach().abs().amax(dim=0)
+    sizes = torch.where(sizes > 0.0, sizes, 1.0)
+    charges = torch.nn.functional.pad(charges / sizes, [0, num_columns % 2])
 
     shares = torch.bmm(weights.unsqueeze(2), charges.unsqueeze(1)).flatten(0, 1)
     mesh = torch.zeros((num_points, charges.size(1)), dtype=charges.dtype, device=charges.device)
     mesh = mesh.index_add(0, index, shares)
-    # two columns are the real and imaginary part of one complex transform: the filter is real, so
-    # that they do not mix, and the backward pass of complex transforms is cheaper
     waves = torch.view_as_complex(mesh.view(num_points, -1, 2)).transpose(0, 1)
     waves = torch.fft.fftn(waves.reshape([-1] + shape), dim=[1, 2, 3])
     influence, k_squared = coulomb_filter(cell, shape, order, False)
@@ -196,4 +198,4 @@ def mesh_potentials(
     waves = torch.fft.ifftn(waves, dim=[1, 2, 3], norm="forward").flatten(1)
     mesh = torch.view_as_real(waves.transpose(0, 1).contiguous()).flatten(1)
     potentials = mesh.index_select(0, index).view(weights.size(0), weights.size(1), -1)
-    return torch.bmm(weights.unsqueeze(1), potentials).squeeze(1)[:, :num_columns]
+    return torch.bmm(weights.unsqueeze(1), potentials).squeeze(1)[:, :num_columns] * sizes
