@@ -138,7 +138,7 @@ def contract(x: torch.Tensor, y: torch.Tensor, table: torch.Tensor) -> torch.Ten
     :param table: ``[channels, b, a, c]``
     :return: ``[atoms, channels, c]``
     """
-    if x.shape[0] > 64:
+    if x.shape[0] > 256:
         # channel by channel, and once more for each gradient: what lies between the two sums, a
         # times c numbers for each atom and channel, is never stored
         portions: list[torch.Tensor] = []
