@@ -57,14 +57,14 @@ class TensorProduct(torch.nn.Module):
         parity = sum(improper) % 2
         self.odd = parity == 1
         sizes = [_components_by_parity(degree) for degree in max_degrees]
-        # of the first factor (a), the second (b): tables [b, a, product], one after another
+        # parities of the factors (a, b) and of the product (c); tables [a, b, c], one after another
         self.blocks: list[tuple[int, int, int, list[int]]] = []
         starts: dict[tuple[int, int], int] = {}
         start = 0
         for a in range(2):
             for b in range(2):
                 c = (a + b + parity) % 2
-                shape = [sizes[1][b], sizes[0][a], sizes[2][c]]
+                shape = [sizes[0][a], sizes[1][b], sizes[2][c]]
                 starts[a, b] = start
                 if 0 not in shape:
                     self.blocks.append((a, b, c, shape))
@@ -80,8 +80,8 @@ class TensorProduct(torch.nn.Module):
                         continue
                     table = clebsch_gordan(l1, l2, l3)
                     m1, m2, m3 = torch.nonzero(table.abs() > 1e-12, as_tuple=True)
-                    entry = (m2 + _first_of_parity(l2)) * sizes[0][l1 % 2]
-                    entry = (entry + m1 + _first_of_parity(l1)) * sizes[2][l3 % 2]
+                    entry = (m1 + _first_of_parity(l1)) * sizes[1][l2 % 2]
+                    entry = (entry + m2 + _first_of_parity(l2)) * sizes[2][l3 % 2]
                     entry = entry + m3 + _first_of_parity(l3) + starts[l1 % 2, l2 % 2]
                     entries.append(torch.stack([entry, torch.full_like(entry, len(paths))]))
                     values.append(table[m1, m2, m3])
@@ -118,38 +118,34 @@ class TensorProduct(torch.nn.Module):
         :param y: second factor ``[atoms, (L2 + 1)**2, num_channels]``
         :return: product ``[atoms, (L3 + 1)**2, num_channels]``
         """
-        xs = split_parities(x.transpose(1, 2), self.max_degrees[0])
-        ys = split_parities(y.transpose(1, 2), self.max_degrees[1])
-        products: list[list[torch.Tensor]] = [[], []]
         table = self.table() if self.folded.shape[0] == 0 else self.folded
+        # so many atoms that what lies between stays in the cache of a processor
+        portion = 256 if x.device.type == "cpu" else 16384
+        products: list[torch.Tensor] = []
+        for x_portion, y_portion in zip(x.split(portion), y.split(portion)):  # noqa: B905
+            products.append(self.product(x_portion, y_portion, table))
+        return torch.cat(products)
+
+    def product(self, x: torch.Tensor, y: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """
+        :param x: first factor ``[atoms, (L1 + 1)**2, num_channels]``
+        :param y: second factor ``[atoms, (L2 + 1)**2, num_channels]``
+        :param table: from :meth:`table`
+        :return: product ``[atoms, (L3 + 1)**2, num_channels]``
+        """
+        xs = split_parities(x.permute(2, 0, 1), self.max_degrees[0])
+        ys = split_parities(y.permute(2, 0, 1), self.max_degrees[1])
+        terms: list[list[torch.Tensor]] = [[], []]
         start = 0
         for a, b, c, shape in self.blocks:
             stop = start + shape[0] * shape[1] * shape[2]
-            products[c].append(contract(xs[a], ys[b], table[:, start:stop].view([-1] + shape)))
+            block = table[:, start:stop].view([-1, shape[0] * shape[1], shape[2]])
+            # a table without derivatives lets autograd store the factors only
+            first, second = xs[a].flatten(0, 1).unsqueeze(2), ys[b].flatten(0, 1).unsqueeze(1)
+            outer = torch.bmm(first, second).view(block.shape[0], x.shape[0], block.shape[1])
+            terms[c].append(torch.bmm(outer, block))
             start = stop
-        return join_parities(products, self.max_degrees[2]).transpose(1, 2)
-
-
-def contract(x: torch.Tensor, y: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Product of components of one parity each.
-
-    :param x: first factor ``[atoms, channels, a]``
-    :param y: second factor ``[atoms, channels, b]``
-    :param table: ``[channels, b, a, c]``
-    :return: ``[atoms, channels, c]``
-    """
-    if x.shape[0] > 256:
-        # channel by channel, and once more for each gradient: what lies between the two sums, a
-        # times c numbers for each atom and channel, is never stored
-        portions: list[torch.Tensor] = []
-        for x_portion, y_portion in zip(x.split(2048), y.split(2048)):  # noqa: B905
-            portions.append(
-                torch._trilinear(y_portion, table, x_portion, [3, 4], [0], [2, 4], [2, 3], 1)
-            )
-        return torch.cat(portions)
-    half = torch.bmm(y.transpose(0, 1), table.flatten(2))
-    half = half.view(table.shape[0], x.shape[0], table.shape[2], table.shape[3])
-    return torch.matmul(x.transpose(0, 1).unsqueeze(2), half).squeeze(2).transpose(0, 1)
+        return join_parities(terms, self.max_degrees[2]).permute(1, 2, 0)
 
 
 def split_parities(x: torch.Tensor, max_degree: int) -> list[torch.Tensor]:
