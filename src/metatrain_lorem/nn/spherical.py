@@ -50,19 +50,17 @@ class SphericalHarmonics(torch.nn.Module):
         if self.max_degree == 0:
             return constant
         couplings = join_constants(self.couplings, vectors.dtype)
-        harmonics = torch.cat([constant, vectors[:, 1:], vectors[:, :1]], dim=1)
+        degrees = [constant, torch.cat([vectors[:, 1:], vectors[:, :1]], dim=1)]
         start = 0
         for known, reached in self.rounds:
-            highest = harmonics[:, known * known :]
-            lower = harmonics[:, 1 : (reached - known + 1) * (reached - known + 1)]
-            products = (highest.unsqueeze(2) * lower.unsqueeze(1)).flatten(1)
-            num_new = (reached + 1) * (reached + 1) - harmonics.shape[1]
-            stop = start + products.shape[1] * num_new
-            harmonics = torch.cat(
-                [harmonics, products @ couplings[start:stop].view(-1, num_new)], dim=1
-            )
+            lower = torch.cat(degrees[1 : reached - known + 1], dim=1)
+            products = (degrees[known].unsqueeze(2) * lower.unsqueeze(1)).flatten(1)
+            sizes = [2 * degree + 1 for degree in range(known + 1, reached + 1)]
+            stop = start + products.shape[1] * sum(sizes)
+            new = products @ couplings[start:stop].view(products.shape[1], sum(sizes))
+            degrees.extend(new.split(sizes, dim=1))
             start = stop
-        return harmonics
+        return torch.cat(degrees, dim=1)
 
 
 def _couplings(known: int, reached: int) -> torch.Tensor:
