@@ -62,6 +62,35 @@ class RadialMixing(torch.nn.Module):
         mixing = self.mlp(torch.cat([x, y], dim=-1))
         return mixing.view(x.shape[0], self.num_radial, mixing.shape[1] // self.num_radial)
 
+    def edges(
+        self,
+        x: torch.Tensor,
+        radial: torch.Tensor,
+        centers: torch.Tensor,
+        neighbors: torch.Tensor,
+    ) -> torch.Tensor:
+        """Radial functions of pairs times their matrices, which are never stored.
+
+        :param x: features of the atoms ``[atoms, num_inputs]``
+        :param radial: radial functions ``[pairs, num_radial]``
+        :param centers: central atoms ``[pairs]``
+        :param neighbors: neighbours ``[pairs]``
+        :return: ``[pairs, num_features]``
+        """
+        first, last = self.mlp[0], self.mlp[2]
+        of_center, of_neighbor = first.weight.chunk(2, dim=1)
+        hidden = torch.nn.functional.linear(x, of_center, first.bias)[centers]
+        hidden = hidden + torch.nn.functional.linear(x, of_neighbor)[neighbors]
+        hidden = torch.nn.functional.silu(hidden)
+        # the last layer and the sum over radial functions in one product
+        weight = last.weight.view(self.num_radial, -1, hidden.shape[1]).transpose(1, 2)
+        weight = weight.flatten(0, 1)
+        edges: list[torch.Tensor] = []
+        portion = 256 if x.device.type == "cpu" else 16384
+        for r, h in zip(radial.split(portion), hidden.split(portion)):  # noqa: B905
+            edges.append((r.unsqueeze(2) * h.unsqueeze(1)).flatten(1) @ weight)
+        return torch.cat(edges) + radial @ last.bias.view(self.num_radial, -1)
+
 
 class SpeciesDensity(torch.nn.Module):
     r"""Scalar sums and spherical density of the neighbours, steps 2 to 4 of LOREM

@@ -58,8 +58,7 @@ class MessagePassing(torch.nn.Module):
         :param neighbors: neighbours ``[pairs]``
         :return: new scalar and spherical features
         """
-        mixing = self.mixing(x[centers], x[neighbors])
-        edges = torch.bmm(radial.unsqueeze(1), mixing).squeeze(1)
+        edges = self.mixing.edges(x, radial, centers, neighbors)
         x = self.update(x, self.scalar(sum_over_neighbors(edges, centers, x.shape[0])))
         if self.spherical is not None:
             rho = self.spherical(edges, rho, harmonics, centers, neighbors)
@@ -108,8 +107,10 @@ class SphericalMessage(torch.nn.Module):
         :param neighbors: neighbours ``[pairs]``
         :return: new spherical features ``[atoms, (L + 1)**2, s]``
         """
+        # the filter's linear map acts on what all components of a degree have in common
         coefficients = self.coefficients(edges).unflatten(-1, self.coefficient_shape)
-        filters = self.filter(coefficients[:, self.degrees] * harmonics.unsqueeze(-1))
+        coefficients = torch.einsum("plc,lcd->pld", coefficients, self.filter.weight)
+        filters = coefficients[:, self.degrees] * harmonics.unsqueeze(-1)
         messages = self.message_product(filters, rho[neighbors])
         messages = sum_over_neighbors(messages, centers, rho.shape[0])
         return self.product(self.atom_linear(rho), self.message_linear(messages))

@@ -27,6 +27,17 @@ class SortedPairs(NamedTuple):
     portion_lengths: list[int]  # slots of each of its atoms
 
 
+def occurrences(numbers: torch.Tensor, size: int) -> torch.Tensor:
+    """How often each number occurs; unlike ``torch.bincount`` without stopping a GPU.
+
+    :param numbers: integers, 0 ... size - 1, ``[n]``
+    :param size: number of different ones
+    :return: ``[size]``
+    """
+    zeros = torch.zeros(size, dtype=numbers.dtype, device=numbers.device)
+    return zeros.index_add(0, numbers, torch.ones_like(numbers))
+
+
 def count_pairs(
     species: torch.Tensor,
     centers: torch.Tensor,
@@ -45,12 +56,12 @@ def count_pairs(
         in each portion
     """
     pair_species = species[centers] * num_species + species[neighbors]
-    lengths = torch.bincount(centers, minlength=species.shape[0])
+    lengths = occurrences(centers, species.shape[0])
     lengths = torch.nn.functional.pad(lengths, [0, -species.shape[0] % portion])
     return torch.cat(
         [
-            torch.bincount(species, minlength=num_species),
-            torch.bincount(pair_species, minlength=num_species * num_species),
+            occurrences(species, num_species),
+            occurrences(pair_species, num_species * num_species),
             lengths.view(-1, portion).amax(dim=1),
         ]
     )
@@ -108,7 +119,7 @@ def sort_pairs(
     first_slots = torch.cumsum(slots_of_atoms, 0) - slots_of_atoms
     numbers = torch.arange(num_slots, device=device) - first_slots[atoms]
 
-    lengths = torch.bincount(centers, minlength=num_atoms)
+    lengths = occurrences(centers, num_atoms)
     first_pairs = torch.cumsum(lengths, 0) - lengths
     last = torch.tensor([num_pairs], device=device)
     by_center = torch.cat([torch.argsort(centers, stable=True), last])
