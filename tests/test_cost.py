@@ -1,0 +1,128 @@
+"""What an evaluation costs, in numbers that do not depend on the machine.
+
+Bounds are a few percent above what was counted when they were set; a change that needs more should
+say what for. Times are the matter of ``benchmarks/``.
+"""
+
+import importlib
+from collections import Counter
+from pathlib import Path
+
+import ase.build
+import numpy as np
+import pytest
+import torch
+from metatomic.torch import ModelOutput, systems_to_torch
+from metatrain.utils.architectures import get_default_hypers
+from metatrain.utils.data import DatasetInfo
+from metatrain.utils.data.target_info import get_energy_target_info
+from metatrain.utils.neighbor_lists import get_system_with_neighbor_lists
+
+from metatrain_lorem.model import Lorem
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+OUTPUTS = {"energy": ModelOutput(unit="eV", sample_kind="system")}
+
+pytestmark = pytest.mark.skipif(
+    not BENCHMARKS.is_dir(), reason=f"needs the repository: no folder {BENCHMARKS}"
+)
+
+
+@pytest.fixture
+def count(monkeypatch):
+    """Counter of operators, FFTs and bytes."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("roofline").Counter
+
+
+def default_model(long_range):
+    """Default hypers, as exported but not yet compiled."""
+    hypers = get_default_hypers("lorem")["model"]
+    hypers["long_range"]["enable"] = long_range
+    torch.manual_seed(0)
+    targets = {"energy": get_energy_target_info("energy", {"unit": "eV"})}
+    model = Lorem(hypers, DatasetInfo("angstrom", [11, 17], targets))
+    return model.requires_grad_(False).export().module
+
+
+def rocksalt(repeat):
+    frame = ase.build.bulk("NaCl", "rocksalt", 5.64, cubic=True).repeat(repeat)
+    frame.positions += np.random.default_rng(0).normal(scale=0.1, size=frame.positions.shape)
+    return frame
+
+
+def prepared(model, frames):
+    systems = systems_to_torch(frames, dtype=torch.float32)
+    for system in systems:
+        system.positions.requires_grad_()
+    lists = model.requested_neighbor_lists()
+    return [get_system_with_neighbor_lists(system, lists) for system in systems]
+
+
+def evaluate(model, systems):
+    """Energies and forces."""
+    energies = model(systems, OUTPUTS)["energy"].block().values
+    torch.autograd.grad(energies.sum(), [system.positions for system in systems])
+
+
+@pytest.mark.parametrize(
+    "long_range, atoms, operators, ffts, kilobytes",
+    [
+        (False, 16, 495, 0, 385),
+        (True, 16, 740, 0, 510),
+        (False, 216, 495, 0, 510),
+        (True, 216, 945, 20, 795),
+    ],
+)
+def test_operators_and_bytes(count, long_range, atoms, operators, ffts, kilobytes):
+    """20 FFTs: five complex ones for the ten columns of charges, there and back, and once more for
+    the derivatives."""
+    model = default_model(long_range)
+    frame = rocksalt({16: (2, 1, 1), 216: 3}[atoms])
+    frame.pbc = atoms > 16
+    systems = prepared(model, [frame])
+    evaluate(model, systems)
+    counter = count()
+    with counter:
+        evaluate(model, systems)
+    assert counter.operators <= operators
+    assert counter.ffts == ffts
+    assert counter.allocated / atoms / 1e3 <= kilobytes
+
+
+def test_operators_do_not_grow_with_the_batch(count):
+    """No loops over structures: eight clusters take as many operators as one."""
+    model = default_model(True)
+    numbers = []
+    for size in (1, 8):
+        frames = [rocksalt((2, 1, 1)) for _ in range(size)]
+        for frame in frames:
+            frame.pbc = False
+        systems = prepared(model, frames)
+        counter = count()
+        with counter:
+            evaluate(model, systems)
+        numbers.append(counter.operators)
+    # what joins structures: indices of each one's pairs and their number
+    assert numbers[1] - numbers[0] <= 4 * 7
+
+
+def test_numbers_that_the_host_reads(monkeypatch):
+    """Each would stop a GPU: one before the first stage, one for the cells."""
+    model = default_model(True)
+    systems = prepared(model, [rocksalt(3), rocksalt(3)])
+    reads = Counter()
+
+    def counted(name):
+        original = getattr(torch.Tensor, name)
+
+        def method(tensor, *arguments, **options):
+            reads[name] += 1
+            return original(tensor, *arguments, **options)
+
+        monkeypatch.setattr(torch.Tensor, name, method)
+
+    for name in ("tolist", "item", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
+        counted(name)
+    evaluate(model, systems)
+    assert sum(reads.values()) == 2
