@@ -13,10 +13,11 @@ from .isolated import isolated_potentials
 from .mesh import mesh_potentials
 from .parameters import SPLINE_ORDER, ewald_parameters
 
-MESH_THRESHOLD = 1_000_000
+MESH_THRESHOLD = 300_000
 """Atoms times k-vectors above which a structure is done on a mesh. Measured: on one CPU core with
-10 columns both take the same time at 0.3 million (about 170 atoms of a dense solid or liquid), at 1
-million the mesh takes half the time; explicit k-vectors serve a whole batch in one go, though."""
+10 columns, with derivatives, both take the same time at 0.2 million (about 90 atoms of a dense
+solid or liquid), at 0.6 million the mesh takes half the time; explicit k-vectors serve a whole
+batch in one go, though."""
 
 MESH_POINTS = 1_000_000
 """Mesh points from which on the threshold grows in proportion."""
