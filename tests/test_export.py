@@ -7,12 +7,13 @@ import warnings
 import zipfile
 from pathlib import Path
 
+import ase
 import ase.io
 import numpy as np
 import pytest
 import torch
 import yaml
-from metatomic.torch import is_atomistic_model
+from metatomic.torch import ModelOutput, is_atomistic_model
 
 FOLDER = Path(__file__).parent
 NAMESPACES = {"aten", "prim", "metatensor", "metatomic"}
@@ -48,6 +49,7 @@ for name in FORBIDDEN:
         continue
     raise AssertionError(name + " can be imported")
 
+import ase
 import ase.io
 import numpy as np
 from metatomic_ase import MetatomicCalculator
@@ -206,3 +208,18 @@ def test_operators_of_sphericart_would_be_found():
         scripted = torch.jit.script(torch.nn.Sequential(Inner()))
     namespaces = {operator.split("::")[0] for operator in graph_operators(scripted)}
     assert not namespaces <= NAMESPACES
+
+
+def test_export_leaves_the_model_alone(lorem):
+    """Tables folded for the exported file must not stay in a model that is trained further."""
+    model = lorem.new_model()
+    positions = [[0.0, 0.0, 0.0], [1.0, 0.1, 0.0], [0.2, 1.1, 0.3], [1.2, 1.3, 1.1]]
+    frames = lorem.systems(model, [ase.Atoms("OHHN", positions)])
+    outputs = {"energy": ModelOutput(sample_kind="system")}
+    before = model(frames, outputs)["energy"].block().values
+    model.export()
+    assert torch.equal(model(frames, outputs)["energy"].block().values, before)
+    with torch.no_grad():
+        model.short_range.density_product.product.weight.mul_(1.5)
+    after = model(frames, outputs)["energy"].block().values
+    assert (after - before).abs() > 1e-3

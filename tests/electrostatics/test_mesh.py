@@ -10,7 +10,7 @@ from metatrain_lorem.electrostatics.coulomb import CoulombPotential
 from metatrain_lorem.electrostatics.mesh import axis_influence, smooth_size, spline_weights
 
 
-@pytest.mark.parametrize("order", [2, 5, 6, 12])
+@pytest.mark.parametrize("order", [2, 4, 7, 12])
 def test_spline_weights(order):
     offsets = torch.linspace(0.0, 0.99, 12, dtype=torch.float64)
     weights = spline_weights(offsets, order)
@@ -21,7 +21,7 @@ def test_spline_weights(order):
 
 def test_axis_influence():
     """Against the sum over aliases of the Fourier transform of the spline, written out."""
-    size, order = 10, 6
+    size, order = 10, 7
     integers = torch.tensor([0.0, 1.0, -3.0, 5.0], dtype=torch.float64)
     aliases = integers.unsqueeze(1) / size + torch.arange(-60, 61)
     squared = torch.sinc(aliases) ** (2 * order)
@@ -46,3 +46,19 @@ def test_mesh_must_save_work(batch, random_structure, random_charges):
     expected = structure.potentials(module)
     module.mesh_threshold = 10**15
     assert torch.equal(structure.potentials(module), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_small_columns_beside_large_ones(batch, random_structure, random_charges, dtype):
+    """Two columns share a transform; the rounding errors of one must not reach the other."""
+    charges = random_charges(20, 3, 5)
+    data = batch([random_structure(20, [True] * 3, 4)], [charges], 4.0).to(dtype)
+    module = CoulombPotential(4.0, 1e-6)
+    module.mesh_threshold = 0
+    expected = data.potentials(module)
+    sizes = torch.tensor([1.0, 1e-12, 1e-24], dtype=dtype)
+    data.charges = data.charges * sizes
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(
+        data.potentials(module) / sizes, expected, rtol=tolerance, atol=tolerance
+    )

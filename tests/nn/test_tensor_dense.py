@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -117,3 +119,18 @@ def test_many_atoms_and_few_give_the_same(generator):
     ]
     for own, expected in zip(*second, strict=True):
         assert torch.allclose(own, expected, rtol=0, atol=1e-9 * expected.abs().max().item())
+
+
+def test_folded_table(generator):
+    """Evaluation with the kept table, in a copy: what is trained on keeps following its weights."""
+    product = TensorProduct((2, 2, 2), 3).to(torch.float64)
+    x, y = torch.randn(2, 4, 9, 3, dtype=torch.float64, generator=generator)
+    expected = product(x, y)
+    folded = copy.deepcopy(product)
+    folded.fold()
+    assert torch.equal(folded(x, y), expected)
+    with torch.no_grad():
+        for module in (product, folded):
+            module.weight.mul_(2.0)
+    assert torch.allclose(product(x, y), 2.0 * expected, rtol=1e-14)
+    assert torch.equal(folded(x, y), expected)
