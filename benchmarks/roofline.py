@@ -4,7 +4,8 @@ Counted are, in one evaluation of energy and forces, the floating-point operatio
 products and FFTs (those of elementwise operators are not) and the bytes that operators touch: each
 operator reads its inputs once and writes its outputs once. No time can be shorter than operations
 over the peak of matrix products, nor, unless operators are merged or their arrays stay in the
-cache, than bytes over the bandwidth of the memory.
+cache, than bytes over the bandwidth of the memory. Operators run one after another, so the roofline
+of an evaluation is the sum over operators of the larger of both.
 """
 
 import math
@@ -26,7 +27,7 @@ class Counter(TorchDispatchMode):
     """Counts operators, floating-point operations, FFTs (each column is one) and bytes.
 
     ``touched`` bytes are inputs and outputs of all operators, ``allocated`` outputs alone; views
-    count as nothing.
+    count as nothing. ``work`` has the operations and touched bytes of each operator.
     """
 
     def __init__(self) -> None:
@@ -36,11 +37,13 @@ class Counter(TorchDispatchMode):
         self.ffts = 0
         self.touched = 0
         self.allocated = 0
+        self.work: list[tuple[float, float]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         packet = func._overloadpacket
+        flops, touched = self.flops, self.touched
         if packet in flop_registry:
             self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
         if packet in FFTS:
@@ -61,7 +64,16 @@ class Counter(TorchDispatchMode):
             self.operators += 1
             self.touched += sum(inputs.values()) + sum(_bytes(tensor) for tensor in outputs)
             self.allocated += sum(tensor.untyped_storage().nbytes() for tensor in new)
+        self.work.append((self.flops - flops, self.touched - touched))
         return out
+
+    def roofline(self, peak_flops: float, bandwidth: float) -> float:
+        """Least time in seconds of operators that run one after another.
+
+        :param peak_flops: operations per second
+        :param bandwidth: bytes per second
+        """
+        return sum(max(flops / peak_flops, size / bandwidth) for flops, size in self.work)
 
 
 def _bytes(tensor: torch.Tensor) -> int:
@@ -121,6 +133,7 @@ def measure_roofline(task: dict) -> dict:
         "seconds": float(np.median(times)),
         "peak_flops": flops,
         "bandwidth": bandwidth,
+        "roofline": counter.roofline(flops, bandwidth),
         "operators": counter.operators,
         "flops": counter.flops,
         "ffts": counter.ffts,

@@ -143,6 +143,10 @@ def test_counted_backward_pass(benchmarks):
     with counter:
         torch.autograd.grad((a @ b).sum(), [a, b])
     assert counter.flops == 3 * 2 * 8 * 16 * 4
+    # bound by bytes, then products by their operations
+    assert counter.roofline(1e9, 1.0) == counter.touched
+    others = sum(size for flops, size in counter.work if flops == 0)
+    assert counter.roofline(1e-3, 1.0) == 1e3 * counter.flops + others
 
 
 def test_tables(benchmarks):
@@ -164,7 +168,7 @@ def test_speed_of_our_model_and_its_page(tmp_path):
     record = json.loads((tmp_path / "speed.json").read_text())
     (row,) = record["results"]
     assert row["model"] == "lorem" and row["atoms"] == 16 and row["seconds"] > 0
-    assert "measured / larger bound" in output
+    assert "measured / roofline" in output
     stages = record["stages"]["16"]
     parts = [v for k, v in stages.items() if k not in ("neighbor list", "forward", "backward")]
     # medians of parts do not add up exactly
