@@ -116,7 +116,7 @@ class SphericalNorms(torch.nn.Module):
         squares = torch.matmul(self.members.to(features.dtype), (features / scale) ** 2)
         # what symmetry makes zero is left with a rounding error, whose gradient would be of size
         # one in any direction
-        vanishes = squares < (6e-6 if single else 1e-14) ** 2
+        vanishes = squares < (3e-5 if single else 1e-12) ** 2
         norms = torch.where(vanishes, 1.0, squares).sqrt()
         norms = torch.where(vanishes, 0.0, norms * scale)
         norms = norms * join_constants(self.factors, features.dtype)

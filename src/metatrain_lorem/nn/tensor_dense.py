@@ -97,17 +97,19 @@ class TensorProduct(torch.nn.Module):
                     self.weight[rows] = block
         self.register_buffer("entries", torch.cat(entries, dim=1), persistent=False)
         self.register_buffer("values", split_constants(torch.cat(values)), persistent=False)
-        self.register_buffer("folded", torch.zeros(0, 0), persistent=False)
+        self.register_buffer("folded", torch.zeros(2, 0, 0), persistent=False)
 
     def fold(self) -> None:
         """Keep the table for good: for evaluation only, later changes of weights have no effect."""
-        self.folded = self.table().detach()
+        table = self.table(torch.float64).detach()
+        self.folded = split_constants(table).to(self.weight.dtype)
 
-    def table(self) -> torch.Tensor:
+    def table(self, dtype: torch.dtype) -> torch.Tensor:
         """
+        :param dtype: floating-point type to evaluate it in
         :return: weights times coefficients of all blocks ``[num_channels, table_size]``
         """
-        weighted = self.weight[self.entries[1]].T * join_constants(self.values, self.weight.dtype)
+        weighted = self.weight[self.entries[1]].T.to(dtype) * join_constants(self.values, dtype)
         size = [weighted.shape[0], self.table_size]
         table = torch.zeros(size, dtype=weighted.dtype, device=weighted.device)
         return table.scatter(1, self.entries[:1].expand_as(weighted), weighted)
@@ -118,7 +120,13 @@ class TensorProduct(torch.nn.Module):
         :param y: second factor ``[atoms, (L2 + 1)**2, num_channels]``
         :return: product ``[atoms, (L3 + 1)**2, num_channels]``
         """
-        table = self.table() if self.folded.shape[0] == 0 else self.folded
+        if self.folded.shape[1] == 0:
+            table = self.table(x.dtype)
+        elif x.dtype == torch.float32:
+            # the second part is below its precision
+            table = self.folded[0]
+        else:
+            table = join_constants(self.folded, x.dtype)
         # so many atoms that what lies between stays in the cache of a processor
         portion = 256 if x.device.type == "cpu" else 16384
         products: list[torch.Tensor] = []
