@@ -8,6 +8,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -44,10 +45,7 @@ def rocksalt(atoms: int) -> ase.Atoms:
     """Periodic NaCl, displaced at random; as close to a cube as the number of atoms allows.
 
     :param atoms: number of atoms, a multiple of 8
-    :raises ValueError: for other numbers
     """
-    if atoms < 8 or atoms % 8:
-        raise ValueError(f"{atoms} atoms: give a multiple of 8, such as 8 n³, or 16 (a cluster)")
     cells = atoms // 8
     first = next(n for n in range(round(cells ** (1 / 3)), 0, -1) if cells % n == 0)
     rest = cells // first
@@ -140,10 +138,30 @@ def default_threads() -> int:
     return int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
 
 
+def interpreter(path: str) -> str:
+    """Type of the option ``--jax-python``."""
+    if shutil.which(path) is None:
+        raise argparse.ArgumentTypeError(f"no such interpreter: {path}")
+    return path
+
+
+def number_of_atoms(text: str) -> int:
+    """Type of the option ``--atoms``."""
+    atoms = int(text)
+    if atoms < 8 or atoms % 8:
+        raise argparse.ArgumentTypeError(
+            f"{atoms}: give multiples of 8, such as 8 n³, or 16 (a cluster)"
+        )
+    return atoms
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that all benchmarks share."""
     parser.add_argument(
-        "--jax-python", default=sys.executable, help="interpreter that has lorem-jax"
+        "--jax-python",
+        type=interpreter,
+        default=sys.executable,
+        help="interpreter that has lorem-jax",
     )
     parser.add_argument(
         "--threads", type=int, default=default_threads(), help="default: %(default)s"

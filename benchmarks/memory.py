@@ -13,7 +13,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from common import GIB, add_arguments, describe, digits, format_table, hardware
+from common import GIB, add_arguments, describe, digits, format_table, hardware, number_of_atoms
 from speed import measure_one
 from torch_models import no_such_model, write_models
 
@@ -22,7 +22,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_arguments(parser)
     parser.add_argument("--models", nargs="+", default=["lorem-exported"], metavar="MODEL")
-    parser.add_argument("--atoms", type=int, nargs="+", default=[216, 1000, 8000, 32768])
+    parser.add_argument(
+        "--atoms", type=number_of_atoms, nargs="+", default=[216, 1000, 8000, 32768]
+    )
     parser.add_argument("--precision", type=int, choices=(32, 64), default=32)
     parser.add_argument("--json", type=Path, help="file for all results")
     # a second evaluation: the compiler of exported models keeps other arrays than in the first

@@ -28,6 +28,7 @@ from common import (
     exponent,
     format_table,
     hardware,
+    number_of_atoms,
     run_worker,
 )
 from torch_models import MODELS, SAME_WEIGHTS, no_such_model, write_models
@@ -219,7 +220,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_arguments(parser)
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="MODEL")
-    parser.add_argument("--atoms", type=int, nargs="+", default=[16, 64, 216, 512, 1000, 1728])
+    parser.add_argument(
+        "--atoms", type=number_of_atoms, nargs="+", default=[16, 64, 216, 512, 1000, 1728]
+    )
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=1, help="each with the models reversed")
     parser.add_argument("--precision", type=int, choices=(32, 64), default=32)
