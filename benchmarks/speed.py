@@ -15,6 +15,7 @@ the files of ``--json``.
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -43,19 +44,23 @@ def measure_models(arguments: argparse.Namespace, paths: dict[str, str], folder:
     """
     runs: dict[tuple[int, str], list[dict]] = {}
     stopped: dict[str, str] = {}
-    for number in range(arguments.rounds):
-        for atoms in sorted(arguments.atoms):
-            # what runs later may find the machine hotter or busier
-            for name in list(paths)[:: 1 if number % 2 == 0 else -1]:
-                if name in stopped and number == 0:
-                    runs[atoms, name] = [{"failed": stopped[name]}]
-                if "failed" in runs.get((atoms, name), [{}])[-1]:
-                    continue
-                result = measure_one(arguments, name, paths[name], atoms, folder)
-                runs.setdefault((atoms, name), []).append(result)
-                if "failed" in result:
-                    stopped[name] = f"{result['failed'].split(':')[0]} at {atoms}"
-                print(f"  {atoms} {name}: {summary(result)}", flush=True)
+    try:
+        for number in range(arguments.rounds):
+            for atoms in sorted(arguments.atoms):
+                # what runs later may find the machine hotter or busier
+                for name in list(paths)[:: 1 if number % 2 == 0 else -1]:
+                    if name in stopped and number == 0:
+                        runs[atoms, name] = [{"failed": stopped[name]}]
+                    if "failed" in runs.get((atoms, name), [{}])[-1]:
+                        continue
+                    result = measure_one(arguments, name, paths[name], atoms, folder)
+                    runs.setdefault((atoms, name), []).append(result)
+                    if "failed" in result:
+                        stopped[name] = f"{result['failed'].split(':')[0]} at {atoms}"
+                    print(f"  {atoms} {name}: {summary(result)}", flush=True)
+    except KeyboardInterrupt:
+        print("interrupted: what has been measured follows")
+        arguments.stages = arguments.roofline = False
     rows = []
     for (atoms, name), results in runs.items():
         row = {"atoms": atoms, "model": name}
@@ -232,6 +237,8 @@ def main() -> None:
     parser.set_defaults(warm_ups=6, save=True)
     arguments = parser.parse_args()
     no_such_model(arguments.models)
+    # a time limit from outside does not lose what has been measured either
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     machine = hardware(arguments.threads)
     record = {"benchmark": "speed", "hardware": machine, "precision": arguments.precision}
