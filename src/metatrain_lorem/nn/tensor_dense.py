@@ -55,7 +55,6 @@ class TensorProduct(torch.nn.Module):
         super().__init__()
         self.max_degrees = list(max_degrees)
         parity = sum(improper) % 2
-        self.odd = parity == 1
         sizes = [_components_by_parity(degree) for degree in max_degrees]
         # parities of the factors (a, b) and of the product (c); tables [a, b, c], one after another
         self.blocks: list[tuple[int, int, int, list[int]]] = []
