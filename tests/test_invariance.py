@@ -13,6 +13,9 @@ from metatrain.utils.neighbor_lists import (
 )
 from scipy.spatial.transform import Rotation
 
+import metatrain_lorem.electrostatics.multipoles
+import metatrain_lorem.model
+
 ACCURACY = 1e-10
 MODELS = {
     "long range": {"long_range": {"accuracy": ACCURACY}},
@@ -137,6 +140,32 @@ def test_batch_equals_one_by_one(lorem, model):
     assert_equal(single, lorem.values(model, frames))
     order = [4, 1, 5, 3, 0, 2]
     assert_equal(single[order], lorem.values(model, [frames[i] for i in order]))
+
+
+@pytest.mark.parametrize("scripted", [False, True])
+def test_blocks_of_atoms(lorem, model, monkeypatch, scripted):
+    """Large systems are taken block after block; here in blocks of at most four atoms."""
+    outputs = {"energy": ModelOutput(sample_kind="system")}
+    frames = list(lorem.frames.values())
+
+    def energies_and_forces(evaluate):
+        systems = lorem.systems(model, frames)
+        for system in systems:
+            system.positions.requires_grad_()
+        energies = evaluate(systems, outputs)["energy"].block().values
+        positions = [system.positions for system in systems]
+        return energies, torch.cat(torch.autograd.grad(energies.sum(), positions))
+
+    expected = energies_and_forces(model)
+
+    def small(device: torch.device) -> tuple[int, int]:
+        return 4, 2
+
+    for module in (metatrain_lorem.model, metatrain_lorem.electrostatics.multipoles):
+        monkeypatch.setattr(module, "block_and_portion", small)
+    evaluate = torch.jit.script(model) if scripted else model
+    for own, reference in zip(energies_and_forces(evaluate), expected, strict=True):
+        assert_equal(own, reference, 1e-12)
 
 
 def test_energies_of_atoms_add_up(lorem, model, frame):

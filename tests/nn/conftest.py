@@ -52,14 +52,11 @@ class Graph:
     radial: torch.Tensor
     harmonics: torch.Tensor
 
-    def sorted(
-        self, portion: int, num_species: int = 3
-    ) -> tuple[torch.Tensor, torch.Tensor, SortedPairs]:
-        """What the density takes."""
+    def sorted(self, block: int, portion: int, num_species: int = 3) -> SortedPairs:
+        """The pairs in blocks of atoms."""
         arguments = (self.species, self.centers, self.neighbors, num_species)
-        counts = count_pairs(*arguments, portion).tolist()
-        pairs = sort_pairs(*arguments, counts, portion)
-        return self.radial[pairs.order], self.harmonics[pairs.order], pairs
+        counts = count_pairs(*arguments, block, portion).tolist()
+        return sort_pairs(*arguments, counts, block, portion)
 
 
 @pytest.fixture

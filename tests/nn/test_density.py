@@ -18,6 +18,20 @@ def make_density():
     return module, torch.randn(3, 3, dtype=torch.float64)
 
 
+def density_in_blocks(module, embeddings, graph, block=4, portion=4, num_species=3):
+    """Sums and density of all atoms, block after block."""
+    pairs = graph.sorted(block, portion, num_species)
+    matrices = module.matrices(embeddings[pairs.present])
+    sizes = [part.num_pairs for part in pairs.blocks]
+    radial = graph.radial[pairs.order].split(sizes)
+    harmonics = graph.harmonics[pairs.order].split(sizes)
+    parts = [
+        module(matrices, *of_block)
+        for of_block in zip(radial, harmonics, pairs.blocks, strict=True)
+    ]
+    return [torch.cat(values) for values in zip(*parts, strict=True)]
+
+
 def density_pair_by_pair(module, embeddings, graph):
     """Steps 2 to 4 of LOREM as they are written: the networks run once for every pair."""
     sums = torch.zeros(6, 5, dtype=torch.float64)
@@ -35,10 +49,10 @@ def density_pair_by_pair(module, embeddings, graph):
     return sums, rho
 
 
-@pytest.mark.parametrize("portion", [1, 4, 100])
-def test_density_equals_networks_for_every_pair(graph, portion):
+@pytest.mark.parametrize("block, portion", [(1, 1), (2, 1), (4, 2), (4, 4), (100, 4), (100, 100)])
+def test_density_equals_networks_for_every_pair(graph, block, portion):
     module, embeddings = make_density()
-    sums, rho = module(embeddings, *graph.sorted(portion))
+    sums, rho = density_in_blocks(module, embeddings, graph, block, portion)
     expected_sums, expected_rho = density_pair_by_pair(module, embeddings, graph)
     assert torch.allclose(sums, expected_sums, rtol=0, atol=1e-12)
     assert torch.allclose(rho, expected_rho, rtol=0, atol=1e-12)
@@ -50,7 +64,7 @@ def test_gradients_equal_those_of_networks_for_every_pair(graph):
     graph.radial.requires_grad_()
     graph.harmonics.requires_grad_()
     inputs = [graph.radial, graph.harmonics, *module.parameters()]
-    folded = module(embeddings, *graph.sorted(4))
+    folded = density_in_blocks(module, embeddings, graph)
     by_pairs = density_pair_by_pair(module, embeddings, graph)
     gradients = []
     for sums, rho in (folded, by_pairs):
@@ -63,15 +77,20 @@ def test_no_pairs(graph):
     module, embeddings = make_density()
     graph.centers, graph.neighbors = graph.centers[:0], graph.neighbors[:0]
     graph.radial, graph.harmonics = graph.radial[:0], graph.harmonics[:0]
-    sums, rho = module(embeddings, *graph.sorted(4))
+    sums, rho = density_in_blocks(module, embeddings, graph)
     assert sums.shape == (6, 5) and (sums == 0).all()
     assert rho.shape == (6, 9, 2) and (rho == 0).all()
 
 
 def test_scripted_equals_eager(graph):
     module, embeddings = make_density()
-    arguments = (embeddings, *graph.sorted(4))
-    for own, expected in zip(torch.jit.script(module)(*arguments), module(*arguments), strict=True):
+    scripted = torch.jit.script(module)
+    pairs = graph.sorted(100, 4)
+    matrices = module.matrices(embeddings[pairs.present])
+    arguments = (graph.radial[pairs.order], graph.harmonics[pairs.order], pairs.blocks[0])
+    for own, expected in zip(
+        scripted(matrices, *arguments), module(matrices, *arguments), strict=True
+    ):
         assert torch.allclose(own, expected, rtol=0, atol=1e-14)
 
 
@@ -92,10 +111,10 @@ def test_grouped_matmul(generator):
 def test_species_that_do_not_occur(graph):
     """Numbers of species are those of the model, most of which a structure does not have."""
     module, embeddings = make_density()
-    expected = module(embeddings, *graph.sorted(4))
+    expected = density_in_blocks(module, embeddings, graph)
     graph.species = 2 * graph.species + 1
     many = torch.zeros(7, 3, dtype=torch.float64)
     many[1:6:2] = embeddings
-    own = module(many, *graph.sorted(4, num_species=7))
+    own = density_in_blocks(module, many, graph, num_species=7)
     for value, reference in zip(own, expected, strict=True):
         assert torch.allclose(value, reference, rtol=0, atol=1e-14)

@@ -3,6 +3,7 @@ r"""The long-range block of LOREM: equivariant charges, their potentials, back i
 import torch
 
 from ..nn.mlp import MLP, Update
+from ..nn.neighbors import block_and_portion
 from ..nn.spherical import SphericalNorms
 from ..nn.tensor_dense import DegreeLinear, TensorDense, TensorProduct
 from .coulomb import CoulombPotential
@@ -48,7 +49,12 @@ class LongRange(torch.nn.Module):
         :param rho: spherical features ``[atoms, (L + 1)**2, s]``
         :return: the scalar charge, then the spherical ones, ``[atoms, 1 + (L_charges + 1)**2]``
         """
-        return torch.cat([self.scalar_charge(x), self.spherical_charges(rho).squeeze(-1)], dim=1)
+        block = block_and_portion(x.device)[0]
+        charges: list[torch.Tensor] = []
+        for x_block, rho_block in zip(x.split(block), rho.split(block)):  # noqa: B905
+            spherical = self.spherical_charges(rho_block).squeeze(-1)
+            charges.append(torch.cat([self.scalar_charge(x_block), spherical], dim=1))
+        return torch.cat(charges)
 
     def forward(
         self,
@@ -85,7 +91,14 @@ class LongRange(torch.nn.Module):
             neighbors,
             distances,
         )
-        field = self.potential_linear(potentials[:, 1:].unsqueeze(-1))
-        field = self.product(field, rho)
-        norms = self.norms(field)
-        return self.update(x, torch.cat([potentials[:, :1], norms], dim=1)), field
+        block = block_and_portion(x.device)[0]
+        x_blocks, rho_blocks = x.split(block), rho.split(block)
+        updated: list[torch.Tensor] = []
+        fields: list[torch.Tensor] = []
+        for n, of_block in enumerate(potentials.split(block)):
+            field = self.potential_linear(of_block[:, 1:].unsqueeze(-1))
+            field = self.product(field, rho_blocks[n])
+            fields.append(field)
+            invariants = torch.cat([of_block[:, :1], self.norms(field)], dim=1)
+            updated.append(self.update(x_blocks[n], invariants))
+        return torch.cat(updated), torch.cat(fields)

@@ -8,7 +8,7 @@ neighbours). Per pair only a contraction of the radial functions is left.
 import torch
 
 from .mlp import MLP, linear
-from .neighbors import SortedPairs
+from .neighbors import PairBlock
 from .spherical import degrees_of_components
 
 
@@ -121,41 +121,49 @@ class SpeciesDensity(torch.nn.Module):
         components = torch.arange((max_degree + 1) ** 2)
         self.register_buffer("own_degrees", components * (max_degree + 1) + degrees, False)
 
-    def forward(
-        self,
-        embeddings: torch.Tensor,
-        radial: torch.Tensor,
-        harmonics: torch.Tensor,
-        pairs: SortedPairs,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def matrices(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What mixes the radial functions of a pair of species.
+
+        :param embeddings: features of the species ``[species, num_species_features]``
+        :return: matrices to the scalar sums ``[species, species * num_radial, d]`` and to the
+            coefficients of the density ``[species**2, num_radial, (L + 1) * s]``
         """
-        :param embeddings: features of the species ``[num_species, num_species_features]``
-        :param radial: radial functions of the sorted pairs ``[pairs, num_radial]``
-        :param harmonics: their spherical harmonics ``[pairs, (L + 1)**2]``
-        :param pairs: the sorted pairs
-        :return: scalar sums ``[atoms, d]`` and density ``[atoms, (L + 1)**2, s]``
-        """
-        # of a model for many elements only those that occur are worth their pairs' matrices
-        embeddings = embeddings[pairs.present]
         num_species = embeddings.shape[0]
-        num_atoms, num_pairs = pairs.ranks.shape[0], radial.shape[0]
         first = torch.arange(num_species, device=embeddings.device).repeat_interleave(num_species)
         second = torch.arange(num_species, device=embeddings.device).repeat(num_species)
         mixing = self.mixing(embeddings[first], embeddings[second])
+        to_scalars = self.scalar(mixing).unflatten(0, [num_species, num_species]).flatten(1, 2)
+        return to_scalars, self.spherical(mixing)
+
+    def forward(
+        self,
+        matrices: tuple[torch.Tensor, torch.Tensor],
+        radial: torch.Tensor,
+        harmonics: torch.Tensor,
+        pairs: PairBlock,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        :param matrices: from :meth:`matrices`, for the species that occur in the batch
+        :param radial: radial functions of the block's pairs ``[pairs, num_radial]``
+        :param harmonics: their spherical harmonics ``[pairs, (L + 1)**2]``
+        :param pairs: the block
+        :return: scalar sums ``[atoms, d]`` and density ``[atoms, (L + 1)**2, s]``
+        """
+        to_scalars, to_density = matrices
+        num_species = to_scalars.shape[0]
 
         # scalar sums: radial functions are summed per species of neighbour, then mixed
-        radial_sums = sum_over_neighbors(radial, pairs.bins, num_atoms * num_species)
-        radial_sums = radial_sums.view(num_atoms, num_species * radial.shape[1])
-        to_scalars = self.scalar(mixing).view(num_species, radial_sums.shape[1], -1)
+        radial_sums = sum_over_neighbors(radial, pairs.bins, pairs.num_atoms * num_species)
+        radial_sums = radial_sums.view(pairs.num_atoms, num_species * radial.shape[1])
         sums = grouped_matmul(radial_sums, pairs.species_sizes, to_scalars)[pairs.ranks]
 
         # density: a product of matrices for each atom. It couples components to the coefficients
         # of all degrees, of which most are dropped: faster than the outer products of all pairs,
         # which would have to be stored
-        coefficients = grouped_matmul(radial, pairs.pair_sizes, self.spherical(mixing))
+        coefficients = grouped_matmul(radial, pairs.pair_sizes, to_density)
         coefficients = torch.nn.functional.pad(coefficients, [0, 0, 0, 1])
         coefficients = coefficients.index_select(0, pairs.slots)
-        harmonics = harmonics.index_select(0, pairs.slots.clamp(max=num_pairs - 1))
+        harmonics = harmonics.index_select(0, pairs.slots.clamp(max=pairs.num_pairs - 1))
         portions: list[int] = []
         for size, length in zip(pairs.portion_sizes, pairs.portion_lengths):  # noqa: B905
             portions.append(size * length)

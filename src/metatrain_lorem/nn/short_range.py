@@ -83,9 +83,6 @@ class ShortRange(torch.nn.Module):
         :return: scalar features after each stage (density, then each message-passing step), each
             ``[atoms, d]``; spherical features ``[atoms, (L + 1)**2, s]``
         """
-        radial = self.radial(distances)
-        harmonics = self.harmonics(vectors / distances.unsqueeze(-1))
-
         if self.initialize_node_features:
             x = self.initial(self.embedding(species))
         else:
@@ -93,13 +90,33 @@ class ShortRange(torch.nn.Module):
             x = torch.zeros(size, dtype=vectors.dtype, device=vectors.device)
         if conditioning is not None:
             x = x + conditioning
-        sums, rho = self.density(self.embedding.weight, radial, harmonics, pairs)
-        x = self.neighbor_update(x, sums)
-        rho = self.density_product(rho)
-        x = self.norm_update(x, self.norms(rho))
+        matrices = self.density.matrices(self.embedding.weight[pairs.present])
+
+        num_atoms = [block.num_atoms for block in pairs.blocks]
+        num_pairs = [block.num_pairs for block in pairs.blocks]
+        of_atoms = x.split(num_atoms)
+        of_vectors, of_distances = vectors.split(num_pairs), distances.split(num_pairs)
+        xs: list[torch.Tensor] = []
+        rhos: list[torch.Tensor] = []
+        radials: list[torch.Tensor] = []
+        all_harmonics: list[torch.Tensor] = []
+        for n, block in enumerate(pairs.blocks):
+            radial = self.radial(of_distances[n])
+            harmonics = self.harmonics(of_vectors[n] / of_distances[n].unsqueeze(-1))
+            sums, rho = self.density(matrices, radial, harmonics, block)
+            rho = self.density_product(rho)
+            rhos.append(rho)
+            updated = self.neighbor_update(of_atoms[n], sums)
+            xs.append(self.norm_update(updated, self.norms(rho)))
+            if len(self.message_passing) > 0:
+                radials.append(radial)
+                all_harmonics.append(harmonics)
+        x, rho = torch.cat(xs), torch.cat(rhos)
 
         stages = [x]
-        for step in self.message_passing:
-            x, rho = step(x, rho, radial, harmonics, pairs.centers, pairs.neighbors)
-            stages.append(x)
+        if len(self.message_passing) > 0:
+            radial, harmonics = torch.cat(radials), torch.cat(all_harmonics)
+            for step in self.message_passing:
+                x, rho = step(x, rho, radial, harmonics, pairs.centers, pairs.neighbors)
+                stages.append(x)
         return stages, rho
