@@ -326,10 +326,36 @@ def test_exported_iterative(lorem, tmp_path):
         torch.testing.assert_close(result.block().values, still[name].block().values)
     with pytest.raises(RuntimeError, match="does not require grad"):
         torch.autograd.grad(results["charge"].block().values.sum(), positions)
-    per_atom = {"energy": ModelOutput(sample_kind="atom")}
-    options = ModelEvaluationOptions(length_unit="angstrom", outputs=per_atom)
-    energies = exported([moved(model, system, positions)], options, check_consistency=True)
-    assert not energies["energy"].block().values.requires_grad
+
+
+@pytest.mark.parametrize("boundary", ["bulk", "molecule"])
+def test_energies_of_atoms_exported_iterative(lorem, tmp_path, boundary):
+    """Engines that want energies of atoms take the forces of their sum from the same evaluation."""
+    model = equilibrated(lorem, solver="iterative")
+    model.export().save(str(tmp_path / "model.pt"))
+    exported = load_atomistic_model(str(tmp_path / "model.pt"))
+    frames = [lorem.frames[boundary], lorem.frames[boundary][:-2]]
+    systems = lorem.systems(model, frames)
+    energies, forces = {}, {}
+    for kind in ("system", "atom"):
+        outputs = {"energy": ModelOutput(unit="eV", sample_kind=kind)}
+        options = ModelEvaluationOptions(length_unit="angstrom", outputs=outputs)
+        positions = [system.positions.clone().requires_grad_(True) for system in systems]
+        batch = [moved(model, *pair) for pair in zip(systems, positions, strict=True)]
+        energies[kind] = exported(batch, options, check_consistency=True)["energy"].block().values
+        forces[kind] = torch.cat(
+            torch.autograd.grad(energies[kind].sum(), positions, retain_graph=True)
+        )
+    torch.testing.assert_close(energies["atom"].sum(), energies["system"].sum())
+    torch.testing.assert_close(forces["atom"], forces["system"], rtol=1e-10, atol=1e-12)
+    # two structures may be weighted, their atoms may not
+    weights = torch.tensor([0.3] * len(frames[0]) + [0.7] * len(frames[1]), dtype=torch.float64)
+    weighted = (weights.unsqueeze(1) * energies["atom"]).sum()
+    weighted = torch.cat(torch.autograd.grad(weighted, positions, retain_graph=True))
+    torch.testing.assert_close(weighted, weights.unsqueeze(1) * forces["system"])
+    for part in (slice(2, 3), slice(0, 5)):
+        one = torch.autograd.grad(energies["atom"][part].sum(), positions, retain_graph=True)
+        assert torch.cat(one).abs().max() > 1e20
 
 
 def test_dipole(lorem):

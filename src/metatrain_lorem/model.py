@@ -47,7 +47,7 @@ from .heads.charges import (
 )
 from .heads.target import TargetHead
 from .nn.mlp import MLP
-from .nn.neighbors import count_pairs, sort_pairs
+from .nn.neighbors import block_and_portion, count_pairs, occurrences, sort_pairs
 from .nn.short_range import ShortRange
 from .nn.tensor_dense import TensorProduct
 from .outputs import add_baseline, charge_maps, collect, feature_map, scalar_map
@@ -276,14 +276,25 @@ class Lorem(ModelInterface[ModelHypers]):
         total_charge = total_charges(systems, self.conditional, self.total_charge)
         num_species = len(self.atomic_types)
         known = species.clamp(min=0)
+        block_size, portion_size = block_and_portion(species.device)
         counts = check_batch(
             batch,
             species,
             total_charge,
             self.total_charge_range,
-            count_pairs(known, batch.centers, batch.neighbors, num_species),
+            count_pairs(
+                known, batch.centers, batch.neighbors, num_species, block_size, portion_size
+            ),
         )
-        pairs = sort_pairs(species, batch.centers, batch.neighbors, num_species, counts)
+        pairs = sort_pairs(
+            species,
+            batch.centers,
+            batch.neighbors,
+            num_species,
+            counts,
+            block_size,
+            portion_size,
+        )
         vectors = batch.vectors.index_select(0, pairs.order)
         distances = batch.distances.index_select(0, pairs.order)
 
@@ -394,19 +405,31 @@ class Lorem(ModelInterface[ModelHypers]):
     def _with_response(
         self, results: dict[str, TensorMap], equilibrium: Equilibrium
     ) -> dict[str, TensorMap]:
-        """Where charges were solved iteratively in TorchScript: the derivatives of energies of
-        structures become exact, everything else that depends on charges loses its derivatives."""
+        """Where charges were solved iteratively in TorchScript: the derivatives of energies become
+        exact, everything else that depends on charges loses its derivatives.
+
+        Energies of atoms have the derivatives of their sum over the structure, each an equal part
+        of the response; any other combination of them gets derivatives too large to go unnoticed.
+        """
         new: dict[str, TensorMap] = {}
         for name, result in results.items():
             new[name] = mts.detach(result)
-            if name in self.energy_units and result.block().samples.names == ["system"]:
-                if self.charge_equilibration is not None:
-                    block = result.block()
-                    response = self.charge_equilibration.response(block.values.sum(), equilibrium)
-                    of_samples = response[block.samples.column("system")].unsqueeze(1)
-                    values = block.values + of_samples / block.values.size(1)
-                    block = TensorBlock(values, block.samples, block.components, block.properties)
-                    new[name] = TensorMap(result.keys, [block])
+            if name in self.energy_units and self.charge_equilibration is not None:
+                block = result.block()
+                response = self.charge_equilibration.response(block.values.sum(), equilibrium)
+                system = block.samples.column("system").to(torch.long)
+                share = (response / occurrences(system, response.shape[0]).clamp(min=1))[system]
+                if "atom" in block.samples.names:
+                    # zero, and so are its derivatives if those of neighbouring rows are equal
+                    same = (system[1:] == system[:-1]).to(response.dtype)
+                    numbers = torch.arange(1, len(system), device=system.device)
+                    alarm = 1e30 * numbers * same * response[system[1:]]
+                    after = torch.nn.functional.pad(alarm, [0, 1])
+                    before = torch.nn.functional.pad(alarm, [1, 0])
+                    share = share + (after - before)
+                values = block.values + share.unsqueeze(1) / block.values.size(1)
+                block = TensorBlock(values, block.samples, block.components, block.properties)
+                new[name] = TensorMap(result.keys, [block])
         return new
 
     def _charges_of_head(
