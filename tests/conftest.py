@@ -47,6 +47,7 @@ def new_model(
     charge_equilibration=(),
     conditional: bool = False,
     length_unit: str = "angstrom",
+    atomic_types=(1, 6, 7, 8),
     **hypers,
 ) -> Lorem:
     """A small model with reproducible random weights, for evaluation in double precision.
@@ -56,6 +57,7 @@ def new_model(
     :param charge_equilibration: entries of ``charge_equilibration`` that differ from the defaults
     :param conditional: whether the model takes total charges
     :param length_unit: of the data
+    :param atomic_types: four of them, with charge equilibration by electronegativity
     :param hypers: other hyperparameters that differ from ``SMALL`` and the defaults
     """
     if targets is None:
@@ -67,7 +69,7 @@ def new_model(
     all_hypers["charge_equilibration"].update(charge_equilibration)
     extra_data = {"charge": total_charge_info()} if conditional else {}
     torch.manual_seed(0)
-    model = Lorem(all_hypers, DatasetInfo(length_unit, [1, 6, 7, 8], targets, extra_data))
+    model = Lorem(all_hypers, DatasetInfo(length_unit, list(atomic_types), targets, extra_data))
     model.to(torch.float64).eval()
     if model.charge_equilibration is not None:
         # charges of some 0.1 e, and a hardness of each species
@@ -113,6 +115,7 @@ def scale_tensor_products(model: Lorem) -> None:
     hooks = [module.register_forward_hook(scale) for module in modules]
     outputs = {name: ModelOutput(sample_kind="atom") for name in model.dataset_info.targets}
     frame = bulk()
+    frame.numbers = np.array(model.atomic_types)[[1, 2, 3, 0, 0, 1]]
     if model.charge_dipole is not None:
         # of isolated structures only
         frame.pbc = False
