@@ -1,5 +1,7 @@
 """Exported models in double precision and structures that every engine is tested with."""
 
+import os
+
 import ase
 import ase.build
 import numpy as np
@@ -31,10 +33,10 @@ def targets(with_dipole: bool) -> dict:
 def exported(lorem, tmp_path_factory):
     """Paths of exported models with random weights, by name.
 
-    ``short_range``, ``long_range``; with charge equilibration, output ``charge`` and, of isolated
-    structures, ``mtt::dipole_moment``: ``qeq`` and ``qeq_plus1`` with the total charges 0 and 1 built
-    in, ``qeq_conditional``, which asks for the total charge, ``qeq_iterative``, which does not and
-    solves for the charges iteratively. All but the first have the long-range block.
+    ``short_range`` and ``long_range``. With charge equilibration and the long-range block, outputs
+    ``charge`` and, of isolated structures, ``mtt::dipole_moment``: ``qeq`` and ``qeq_plus1`` with
+    the total charges 0 and 1 built in, ``qeq_conditional``, which asks for the total charge, and
+    ``qeq_iterative``, which is ``qeq`` but for the way to solve for the charges.
     """
     folder = tmp_path_factory.mktemp("exported")
 
@@ -124,3 +126,37 @@ def structures() -> dict[str, ase.Atoms]:
         "molecule": molecule(),
         "ion": ion,
     }
+
+
+SITECUSTOMIZE = '''
+"""Python as it starts where neither this package nor metatrain is installed."""
+
+import sys
+
+FORBIDDEN = ("metatrain", "metatrain_lorem", "_metatrain_lorem_registration", "sphericart")
+
+
+class Blocker:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.split(".")[0] in FORBIDDEN:
+            raise ImportError(name + " is blocked")
+
+
+for name in FORBIDDEN:
+    sys.modules.pop(name, None)
+sys.meta_path = [f for f in sys.meta_path if f.__module__ != "_metatrain_lorem_registration"]
+sys.meta_path.insert(0, Blocker)
+'''
+
+
+@pytest.fixture
+def away(tmp_path):
+    """Environment variables for programs that can't import this package, metatrain or sphericart.
+
+    Give them to :func:`subprocess.run` with an exported file copied to a folder of its own.
+    """
+    folder = tmp_path / "python"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    return {**os.environ, "PYTHONPATH": str(folder), "PYTHONNOUSERSITE": "1"}
