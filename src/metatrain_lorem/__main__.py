@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
         "set-charge",
         help="build a total charge into a checkpoint",
         description="Write a checkpoint whose exported model has one total charge for all "
-        "structures. It runs in engines that give a model no total charge: LAMMPS, i-PI, TorchSim.",
+        "structures. It runs in engines that give a model no total charge.",
     )
     fix.add_argument("checkpoint", help="checkpoint of a model that was trained (.ckpt)")
     fix.add_argument("--total-charge", type=float, required=True, help="in e")
@@ -77,6 +77,13 @@ def main(arguments: list[str] | None = None) -> None:
         action="store_true",
         help="the checkpoint was trained with potentials of isolated structures that lack the "
         "factor 1/2, as those of the LOREM paper's non-periodic sets",
+    )
+
+    commands.add_parser(
+        "ipi-driver",
+        help="print the path of the driver for i-PI",
+        description="Print the path of the driver for i-PI that passes a total charge and returns "
+        "charges and dipole moments. It may be copied to an environment without this package.",
     )
 
     options = parser.parse_args(arguments)
@@ -115,6 +122,9 @@ def main(arguments: list[str] | None = None) -> None:
             from .set_charge import set_charge
 
             set_charge(options.checkpoint, options.total_charge, options.output)
+        elif options.command == "ipi-driver":
+            # not imported, since i-PI need not be installed here
+            print(Path(__file__).parent / "ipi_driver.py")
         else:
             from .convert.lorem_jax import convert as convert_lorem_jax
 
