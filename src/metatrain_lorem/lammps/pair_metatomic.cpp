@@ -153,8 +153,6 @@ void PairMetatomic::settings(int narg, char **arg)
       check_consistency = utils::logical(FLERR, value, false, lmp);
     } else if (key == "total_charge") {
       total_charge = utils::numeric(FLERR, value, false, lmp);
-      if (!std::isfinite(*total_charge))
-        error->all(FLERR, "pair_style metatomic: total_charge must be finite, not {}", value);
     } else if (key == "variant") {
       variant = value;
     } else {
@@ -198,7 +196,7 @@ void PairMetatomic::load(const std::optional<std::string> &on_device,
   if (device.is_cuda() && !device.has_index())
     device = torch::Device(torch::kCUDA, comm->me % torch::cuda::device_count());
   dtype = capabilities->dtype() == "float32" ? torch::kFloat32 : torch::kFloat64;
-  model->to(device);
+  if (!device.is_cpu()) model->to(device);
   for (auto parameter : model->parameters()) parameter.requires_grad_(false);
 
   range = capabilities->engine_interaction_range("angstrom");
@@ -266,7 +264,7 @@ void PairMetatomic::init_style()
 {
   if (domain->dimension != 3) error->all(FLERR, "pair_style metatomic needs dimension 3");
   if (!atom->tag_enable) error->all(FLERR, "pair_style metatomic needs atom IDs (atom_modify id yes)");
-  if (neighbor->exclude || neighbor->includegroup)
+  if (neighbor->nex_type || neighbor->nex_group || neighbor->nex_mol || neighbor->includegroup)
     error->all(FLERR, "pair_style metatomic needs the neighbors of all atoms: remove "
                       "neigh_modify exclude and include");
   for (int k = 1; k < 4; k++)

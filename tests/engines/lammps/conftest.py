@@ -26,7 +26,6 @@ small_models = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(small_models)
 
 ELEMENTS = ["H", "C", "N", "O"]
-DUMPED = "id type x y z fx fy fz"
 MODELS = {
     "equilibrated": {"charge_equilibration": {"enable": True}},
     "conditional": {"charge_equilibration": {"enable": True}, "conditional": True},
@@ -95,9 +94,10 @@ def lammps(plugin, model_files):
         failure=failure,
         header=header,
         read_dump=read_dump,
-        read_table=read_table,
+        read_thermo=read_thermo,
         calculate=calculate,
         frames=small_models,
+        record=record,
     )
 
 
@@ -136,7 +136,8 @@ def header(
     prism = Prism(frame.cell.array, pbc=frame.pbc)
     lines = ["structure", "", f"{len(frame)} atoms", f"{len(ELEMENTS)} atom types"]
     xhi, yhi, zhi, xy, xz, yz = prism.get_lammps_prism()
-    lines += [f"0 {length:.17g} {axis}lo {axis}hi" for axis, length in zip("xyz", (xhi, yhi, zhi))]
+    for axis, length in zip("xyz", (xhi, yhi, zhi), strict=True):
+        lines.append(f"0 {length:.17g} {axis}lo {axis}hi")
     if prism.is_skewed():
         lines.append(f"{xy:.17g} {xz:.17g} {yz:.17g} xy xz yz")
     lines += ["", "Masses", ""]
@@ -144,7 +145,7 @@ def header(
     lines += [f"{i} {mass}" for i, mass in enumerate(masses, 1)]
     lines += ["", "Atoms # atomic", ""]
     positions = prism.vector_to_lammps(frame.positions, wrap=False)
-    for i, (symbol, position) in enumerate(zip(frame.symbols, positions), 1):
+    for i, (symbol, position) in enumerate(zip(frame.symbols, positions, strict=True), 1):
         numbers = " ".join(f"{x:.17g}" for x in position)
         lines.append(f"{i} {ELEMENTS.index(symbol) + 1} {numbers}")
     (folder / "structure.data").write_text("\n".join(lines) + "\n")
@@ -156,6 +157,21 @@ boundary {boundary}
 read_data structure.data
 pair_style metatomic {model} {keywords}
 pair_coeff * * 1 6 7 8
+"""
+
+
+def record(thermo: str = "", dump: str = "") -> str:
+    """Commands that write every step with all digits.
+
+    :param thermo: columns of the thermodynamic output after step, energy and total energy
+    :param dump: columns of the dump after atoms, positions and forces
+    """
+    return f"""
+dump frames all custom 1 out.dump id type x y z fx fy fz {dump}
+dump_modify frames format float %.17g
+thermo 1
+thermo_style custom step pe etotal {thermo}
+thermo_modify format float %.17g
 """
 
 
@@ -189,9 +205,15 @@ def box(bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return low, np.array([[x, 0, 0], [xy, y, 0], [xz, yz, z]])
 
 
-def read_table(path: Path) -> np.ndarray:
-    """Numbers of a file of `fix print`, shape [lines, columns]."""
-    return np.loadtxt(path, comments="#", ndmin=2)
+def read_thermo(output: str) -> dict[str, np.ndarray]:
+    """Columns of the thermodynamic output of all runs, joined."""
+    lines = [line.split() for line in output.splitlines()]
+    begins = [i for i, words in enumerate(lines) if words[:1] == ["Step"]]
+    rows = []
+    for begin in begins:
+        end = next(i for i in range(begin, len(lines)) if lines[i][:2] == ["Loop", "time"])
+        rows += [words for words in lines[begin + 1 : end] if words[0].isdigit()]
+    return dict(zip(lines[begins[0]], np.array(rows, dtype=float).T, strict=True))
 
 
 def calculate(model: Path, frames: list[ase.Atoms], charge: float | None = None) -> list[ase.Atoms]:

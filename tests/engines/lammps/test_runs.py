@@ -1,0 +1,155 @@
+"""Ways of running: units, ensembles, integrators, other styles beside, Python."""
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+
+import numpy as np
+
+from metatrain_lorem.lammps import build
+
+KCAL_MOL = 23.060549
+"""In an eV, as LAMMPS converts between its units metal and real."""
+
+ATM_A3 = 68568.415
+"""Atmospheres in a kcal/mol/Å³, LAMMPS's own number in units real."""
+
+NVE = "fix integrate all nve\ntimestep 0.0001\n"
+
+
+def test_units_real(lammps, tmp_path):
+    """Energies, forces and pressure in units real."""
+    model = lammps.model_file("equilibrated")
+    script = lammps.header(tmp_path, lammps.frames.bulk(), model, units="real")
+    script += "compute pressure all pressure NULL virial\nfix charges all pair 1 metatomic charge 0"
+    script += lammps.record("c_pressure[1] c_pressure[6] vol", "f_charges") + "run 0"
+    thermo = lammps.read_thermo(lammps.run(tmp_path, script))
+    (frame,), (columns,) = lammps.read_dump(tmp_path / "out.dump")
+    (reference,) = lammps.calculate(model, [frame])
+    # the units of ASE and LAMMPS come from different tables of constants
+    energy = KCAL_MOL * reference.get_potential_energy()
+    np.testing.assert_allclose(thermo["PotEng"][0], energy, rtol=1e-7)
+    forces = KCAL_MOL * reference.get_forces()
+    np.testing.assert_allclose(columns[:, :3], forces, rtol=1e-7, atol=1e-8)
+    stress = KCAL_MOL * reference.get_stress()
+    pressures = [thermo[f"c_pressure[{i}]"][0] / ATM_A3 for i in (1, 6)]
+    np.testing.assert_allclose(pressures, -stress[[0, 3]], rtol=1e-6)
+    np.testing.assert_allclose(columns[:, 3].sum(), 0.0, atol=1e-12)
+    assert abs(columns[:, 3]).max() > 0.1
+
+
+def test_constant_pressure(lammps, tmp_path):
+    """Frames of a run in which the box changes are those of ASE."""
+    model = lammps.model_file("equilibrated")
+    script = lammps.header(tmp_path, lammps.frames.bulk(), model) + lammps.record("vol")
+    script += """
+timestep 0.0001
+velocity all create 300 1 loop all
+fix integrate all npt temp 300 300 0.1 tri 0 0 0.1
+run 20
+"""
+    thermo = lammps.read_thermo(lammps.run(tmp_path, script))
+    assert abs(thermo["Volume"][-1] / thermo["Volume"][0] - 1) > 1e-4
+    frames, columns = lammps.read_dump(tmp_path / "out.dump")
+    for i, reference in enumerate(lammps.calculate(model, frames)):
+        energy = reference.get_potential_energy()
+        np.testing.assert_allclose(thermo["PotEng"][i], energy, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(columns[i], reference.get_forces(), rtol=0, atol=1e-9)
+
+
+def test_integrators(lammps, tmp_path):
+    """r-RESPA with all forces on one level does the steps of Verlet, and so does a minimum of
+    another style beside."""
+    model = lammps.model_file("short-range")
+    energies = []
+    for name in ("verlet", "respa", "overlay"):
+        folder = tmp_path / name
+        folder.mkdir()
+        script = lammps.header(folder, lammps.frames.bulk(), model)
+        if name == "overlay":
+            begin = script.index("pair_style")
+            script = script[:begin] + f"pair_style hybrid/overlay metatomic {model} zero 3.0\n"
+            script += "pair_coeff * * metatomic 1 6 7 8\npair_coeff * * zero\n"
+        script += lammps.record() + NVE
+        if name == "respa":
+            script += "run_style respa 2 2 pair 2\n"
+        energies.append(lammps.read_thermo(lammps.run(folder, script + "run 3"))["PotEng"])
+    assert abs(energies[0][3] - energies[0][0]) > 1e-6
+    np.testing.assert_allclose(energies[1], energies[0], rtol=0, atol=1e-10)
+    np.testing.assert_allclose(energies[2], energies[0], rtol=0, atol=1e-10)
+
+
+def test_charges_on_some_steps(lammps, tmp_path):
+    """A fix that asks for charges on every second step has those of a fix that always does."""
+    model = lammps.model_file("equilibrated")
+    columns = []
+    for flag in (0, 1):
+        folder = tmp_path / str(flag)
+        folder.mkdir()
+        script = lammps.header(folder, lammps.frames.bulk(), model)
+        script += f"fix charges all pair 2 metatomic charge {flag}\n" + NVE
+        script += "dump charges all custom 2 out.dump id type x y z f_charges\n"
+        script += "dump_modify charges format float %.17g\nrun 3\nrun 3\n"
+        lammps.run(folder, script)
+        columns.append(np.array(lammps.read_dump(folder / "out.dump")[1]))
+    assert len(columns[0]) == 4 and np.ptp(columns[0], axis=0).min() > 1e-9
+    np.testing.assert_allclose(columns[1], columns[0], rtol=0, atol=1e-12)
+
+
+def test_away_from_home(lammps, tmp_path):
+    """LAMMPS itself, without Python, runs a copy of the model that lies in its folder."""
+    shutil.copy(lammps.model_file("equilibrated"), tmp_path / "copied.pt")
+    script = lammps.header(tmp_path, lammps.frames.bulk(), "copied.pt") + lammps.record() + "run 0"
+    (tmp_path / "in.lammps").write_text(script)
+    executable = metadata.distribution("lammps").locate_file("lammps/lmp")
+    result = subprocess.run(
+        [executable, "-in", "in.lammps"],
+        cwd=tmp_path,
+        env=build.environment(lammps.plugin / "metatomicplugin.so"),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout
+    frames, _ = lammps.read_dump(tmp_path / "out.dump")
+    (reference,) = lammps.calculate(tmp_path / "copied.pt", frames)
+    energy = lammps.read_thermo(result.stdout)["PotEng"][0]
+    np.testing.assert_allclose(energy, reference.get_potential_energy(), rtol=0, atol=1e-9)
+
+
+def test_from_python(lammps, tmp_path):
+    """`import lammps` with the printed variables, in the process of the calculator that it is
+    compared with."""
+    model = lammps.model_file("equilibrated")
+    script = lammps.header(tmp_path, lammps.frames.bulk(), model) + lammps.record()
+    (tmp_path / "in.lammps").write_text(script)
+    program = f"""
+import ase, numpy as np
+from lammps import lammps
+from metatomic_ase import MetatomicCalculator
+simulation = lammps(cmdargs=["-log", "none", "-screen", "none"])
+simulation.file("in.lammps")
+simulation.command("run 0")
+low, high, xy, yz, xz, _, _ = simulation.extract_box()
+x, y, z = np.subtract(high, low)
+order = np.argsort(simulation.numpy.extract_atom("id")[: simulation.get_natoms()])
+types = [[1, 6, 7, 8][i - 1] for i in simulation.numpy.extract_atom("type")[order]]
+positions = simulation.numpy.extract_atom("x")[order]
+frame = ase.Atoms(types, positions, cell=[[x, 0, 0], [xy, y, 0], [xz, yz, z]], pbc=True)
+frame.calc = MetatomicCalculator({str(model)!r})
+print(simulation.get_thermo("pe") - frame.get_potential_energy())
+print(abs(simulation.numpy.extract_atom("f")[order] - frame.get_forces()).max())
+"""
+    variables = build.environment(lammps.plugin / "metatomicplugin.so")
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    energy, force = (float(line) for line in result.stdout.split()[-2:])
+    assert abs(energy) < 1e-9
+    assert force < 1e-9
