@@ -1,5 +1,10 @@
 """Configuration of Sphinx."""
 
+import shutil
+from importlib.util import find_spec
+
+from sphinx_gallery.sorting import ExplicitOrder
+
 import metatrain_lorem
 
 project = "metatrain-lorem"
@@ -11,6 +16,7 @@ extensions = [
     "sphinx.ext.autosectionlabel",
     "sphinx.ext.mathjax",
     "myst_parser",
+    "sphinx_gallery.gen_gallery",
 ]
 html_theme = "furo"
 html_show_copyright = False
@@ -18,3 +24,27 @@ html_title = f"{project} {release}"
 
 autodoc_member_order = "bysource"
 autosectionlabel_prefix_document = True
+
+# in this order, because the first one trains the model of the others; True: can run here
+examples = {
+    "train_and_export": True,
+    "charges_ion_pair": True,
+    "long_range_contribution": True,
+    "slab": True,
+    "ase_md": True,
+    "import_lorem_jax": True,
+    "lammps_md": find_spec("lammps") is not None and shutil.which("c++") is not None,
+    "ipi_md": find_spec("ipi") is not None,
+    "torchsim_nve": find_spec("metatomic_torchsim") is not None,
+}
+runnable = "|".join(name for name, can_run in examples.items() if can_run)
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "examples",
+    "filename_pattern": rf"/({runnable})\.py$",
+    "ignore_pattern": r"example_model\.py$",
+    "within_subsection_order": ExplicitOrder([*(f"{name}.py" for name in examples), "*"]),
+    "download_all_examples": False,
+    "remove_config_comments": True,
+    "show_signature": False,
+}
