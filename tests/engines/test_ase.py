@@ -18,7 +18,8 @@ from metatomic.torch import ModelOutput
 from metatomic_ase import MetatomicCalculator
 
 KINDS = ["crystal", "charged", "triclinic", "slab", "molecule", "ion"]
-MODELS = ["short_range", "long_range", "qeq_conditional", "qeq_iterative"]
+ITERATIVE = pytest.param("qeq_iterative", marks=pytest.mark.slow)
+MODELS = ["short_range", "long_range", "qeq_conditional", ITERATIVE]
 PER_ATOM = ModelOutput(unit="e", sample_kind="atom")
 
 

@@ -196,7 +196,10 @@ def check_conservation(properties, part=0.01):
     assert total < part * kinetic
 
 
-@pytest.mark.parametrize("name, kind", [("long_range", "triclinic"), ("qeq_plus1", "charged")])
+@pytest.mark.parametrize(
+    "name, kind",
+    [("long_range", "triclinic"), pytest.param("qeq_plus1", "charged", marks=pytest.mark.slow)],
+)
 def test_stock_driver(folder, exported, structures, name, kind):
     """A model with its total charge built in."""
     atoms = structures[kind]
@@ -209,7 +212,7 @@ def test_stock_driver(folder, exported, structures, name, kind):
 def test_total_charge_and_charges(folder, exported, structures):
     atoms = structures["charged"]
     folder.fill("qeq_conditional", atoms)
-    folder.simulate(OURS, NVE, 30, outputs=extra("charges"), total_charge=1)
+    folder.simulate(OURS, NVE, 15, outputs=extra("charges"), total_charge=1)
     calculator = MetatomicCalculator(exported["qeq_conditional"])
     frames = check_against_ase(folder, atoms, calculator)
     check_conservation(folder.properties())
@@ -219,6 +222,7 @@ def test_total_charge_and_charges(folder, exported, structures):
         np.testing.assert_allclose(row, charges_of(calculator, frame), atol=1e-9)
 
 
+@pytest.mark.slow
 def test_constant_pressure(folder, exported, structures):
     atoms = structures["crystal"]
     folder.fill("qeq_conditional", atoms)
@@ -238,7 +242,7 @@ def test_path_integrals_of_an_isolated_ion(folder, exported, structures):
     forcefield = OURS.replace("</ff", "<batch_size> 4 </batch_size> </ff")
     outputs = extra("charges") + extra("dipole")
     parameters = {"total_charge": 1, "pbc": "FFF"}
-    folder.simulate(forcefield, NVT, 20, beads=4, outputs=outputs, **parameters)
+    folder.simulate(forcefield, NVT, 8, beads=4, outputs=outputs, **parameters)
     calculator = MetatomicCalculator(exported["qeq_conditional"])
     energies = []
     masses = atoms.get_masses()
@@ -267,7 +271,14 @@ def derivative(function, h):
     return (function(-2 * h) - 8 * function(-h) + 8 * function(h) - function(2 * h)) / (12 * h)
 
 
-@pytest.mark.parametrize("kind, pbc", [("triclinic", "TTT"), ("slab", "TTF"), ("molecule", "FFF")])
+@pytest.mark.parametrize(
+    "kind, pbc",
+    [
+        pytest.param("triclinic", "TTT", marks=pytest.mark.slow),
+        ("slab", "TTF"),
+        ("molecule", "FFF"),
+    ],
+)
 def test_finite_differences_in_the_driver(folder, exported, structures, kind, pbc):
     """Of energy and dipole moment, in i-PI's units. The energy is that of ASE's boundaries."""
     atoms = structures[kind]
