@@ -197,14 +197,18 @@ def check_conservation(properties, part=0.01):
 
 
 @pytest.mark.parametrize(
-    "name, kind",
-    [("long_range", "triclinic"), pytest.param("qeq_plus1", "charged", marks=pytest.mark.slow)],
+    "name, kind, steps",
+    [
+        ("long_range", "triclinic", 20),
+        pytest.param("long_range", "triclinic", 100, marks=pytest.mark.slow),
+        pytest.param("qeq_plus1", "charged", 100, marks=pytest.mark.slow),
+    ],
 )
-def test_stock_driver(folder, exported, structures, name, kind):
+def test_stock_driver(folder, exported, structures, name, kind, steps):
     """A model with its total charge built in."""
     atoms = structures[kind]
     folder.fill(name, atoms)
-    folder.simulate(STOCK, NVE, 100)
+    folder.simulate(STOCK, NVE, steps)
     check_against_ase(folder, atoms, MetatomicCalculator(exported[name]))
     check_conservation(folder.properties())
 
@@ -233,6 +237,7 @@ def test_constant_pressure(folder, exported, structures):
     assert np.ptp(properties[:, 10]) > 1e-4 * properties[0, 10]
 
 
+@pytest.mark.slow
 def test_path_integrals_of_an_isolated_ion(folder, exported, structures):
     """Without periodic images, though i-PI has a box; every bead with charges and a dipole."""
     atoms = structures["ion"]
@@ -242,7 +247,7 @@ def test_path_integrals_of_an_isolated_ion(folder, exported, structures):
     forcefield = OURS.replace("</ff", "<batch_size> 4 </batch_size> </ff")
     outputs = extra("charges") + extra("dipole")
     parameters = {"total_charge": 1, "pbc": "FFF"}
-    folder.simulate(forcefield, NVT, 8, beads=4, outputs=outputs, **parameters)
+    folder.simulate(forcefield, NVT, 20, beads=4, outputs=outputs, **parameters)
     calculator = MetatomicCalculator(exported["qeq_conditional"])
     energies = []
     masses = atoms.get_masses()
