@@ -90,7 +90,7 @@ right.axhline(1.0, color="0.4", lw=0.8, ls=":")
 left.legend(frameon=False, fontsize=8)
 for axes in (left, right):
     axes.axvspan(5.0, 12.0, color="0.93", zorder=0)
-    axes.text(8.5, axes.get_ylim()[1], "no data\n", ha="center", va="center", color="0.4")
+    axes.text(0.97, 0.97, "no data", transform=axes.transAxes, ha="right", va="top", color="0.4")
 plt.show()
 
 # %%

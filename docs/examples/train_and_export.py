@@ -31,7 +31,7 @@ crystals = ase.io.read(data / "nacl-crystal-train.xyz", ":")
 FOLDER.mkdir(parents=True, exist_ok=True)
 ase.io.write(FOLDER / "train.xyz", clusters + crystals)
 
-clusters = ase.io.read(data / "nacl-clusters-valid.xyz", "::2")
+clusters = ase.io.read(data / "nacl-clusters-valid.xyz", "::3")
 crystals = ase.io.read(data / "nacl-crystal-test.xyz", ":")
 ase.io.write(FOLDER / "valid.xyz", clusters + crystals)
 
