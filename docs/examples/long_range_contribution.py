@@ -114,8 +114,8 @@ plt.show()
 # %%
 # Between ions this far apart almost everything is the Coulomb energy of the charges from charge
 # equilibration; the long-range block, which has no charges with a meaning of their own, adds what
-# is left. The charges of the parts are close to the whole numbers that training held, but some
-# hundredths of an electron leak from one to the other at any distance
+# is left. The charges of the parts are close to the whole numbers that training held, but a
+# small part of an electron leaks from one to the other at any distance
 # (:ref:`theory/charge-equilibration:Limits`), which keeps the energy below the dotted line.
 #
 # What this does not tell: a model *trained* without long range would have learned other
