@@ -94,7 +94,7 @@ left.plot(time, potential - potential[0], color="#d95f02", label="potential")
 left.plot(time, energies - potential[0], "k.", label="potential, ASE")
 left.plot(time, total - total[0], color="#1f4e8c", label="total")
 left.set(title="constant energy", xlabel="time (fs)", ylabel="energy from the start (eV)")
-left.legend(frameon=False)
+left.legend(frameon=False, loc="upper left", fontsize=8)
 charges = np.array([frame.arrays["f_charges"] for frame in frames])
 for symbol, color in (("Na", "#7b3294"), ("Cl", "#4d9221")):
     right.plot(time, charges[:, crystal.symbols == symbol], color=color, lw=0.5)
