@@ -1,8 +1,8 @@
 """What LAMMPS adds to the evaluation of an exported model.
 
 One process runs steps of LAMMPS and evaluations of the same model by turns, so that both meet the
-same machine: energy and forces of NaCl, without ASE and with the neighbour list made beforehand. Steps are those
-without output of the pressure, which takes another derivative.
+same machine: energy and forces of NaCl, without ASE and with the neighbour list made beforehand.
+Steps are those without output of the pressure, which takes another derivative.
 
     pip install ".[lammps,tests]" && python -m metatrain_lorem build-lammps-plugin
     OMP_NUM_THREADS=1 python benchmarks/lammps_overhead.py

@@ -16,11 +16,7 @@
 #include "pair.h"
 #include "update.h"
 
-#include <torch/cuda.h>
-#include <torch/script.h>
-
-#include <metatensor/torch.hpp>
-#include <metatomic/torch.hpp>
+#include "exported_model.h"
 
 #include <algorithm>
 #include <array>
@@ -30,12 +26,6 @@
 #include <memory>
 #include <optional>
 #include <unordered_map>
-
-using metatensor_torch::LabelsHolder;
-using metatensor_torch::TensorBlockHolder;
-using metatensor_torch::TensorMapHolder;
-using metatomic_torch::ModelOutput;
-using metatomic_torch::ModelOutputHolder;
 
 namespace LAMMPS_NS {
 
@@ -59,31 +49,14 @@ class PairMetatomic : public Pair {
     std::vector<std::array<int, 3>> shift;   // its displacement in cell vectors
   };
 
-  void load(const std::optional<std::string> &device, const std::optional<std::string> &extensions,
-            const std::optional<std::string> &variant);
-  void check_inputs();
   Geometry geometry() const;
-  metatomic_torch::System system(const Geometry &geometry, const torch::Tensor &positions,
-                                 const torch::Tensor &strain) const;
-  metatensor_torch::TensorBlock pairs(const metatomic_torch::NeighborListOptions &options,
-                                      const Geometry &geometry) const;
-  metatensor_torch::TensorMap charge_map() const;
-  torch::Tensor per_atom(const c10::IValue &output) const;
+  Structure structure(const Geometry &geometry) const;
+  Pairs pairs(const ExportedModel::NeighborList &wanted, const Geometry &geometry) const;
   template <class Function> void guarded(const std::string &task, Function function) const;
-  torch::TensorOptions numbers() const { return torch::dtype(dtype).device(device); }
-  torch::TensorOptions integers() const { return torch::dtype(torch::kInt32).device(device); }
 
-  std::string path, energy_name;
-  std::unique_ptr<metatensor_torch::Module> model;
-  metatomic_torch::ModelCapabilities capabilities;
-  std::vector<metatomic_torch::NeighborListOptions> lists;
-  torch::Device device = torch::kCPU;
-  torch::ScalarType dtype = torch::kFloat64;
-  std::string energy_unit;
-  double cutoff = 0.0;               // of all neighbour lists, Å
-  double range = 0.0;                // beyond which atoms do not feel each other, Å
-  bool check_consistency = false;
-  std::optional<double> total_charge;
+  std::string path;
+  std::unique_ptr<ExportedModel> model;
+  double cutoff = 0.0;               // of all neighbor lists, Å
   std::vector<int> model_type;       // of LAMMPS's types, which start at 1
 
   std::vector<double> charges;       // of the local atoms
@@ -111,15 +84,6 @@ PairMetatomic::~PairMetatomic()
   memory->destroy(cutghost);
 }
 
-// The last line of a TorchScript traceback is the model's own message.
-static std::string reason(const std::exception &failure)
-{
-  const auto *of_torch = dynamic_cast<const c10::Error *>(&failure);
-  const std::string text = of_torch ? of_torch->what_without_backtrace() : failure.what();
-  const auto start = text.rfind("builtins.");
-  return start == std::string::npos ? text : text.substr(start + std::strlen("builtins."));
-}
-
 template <class Function>
 void PairMetatomic::guarded(const std::string &task, Function function) const
 {
@@ -138,8 +102,8 @@ void PairMetatomic::settings(int narg, char **arg)
 {
   if (narg < 1) error->all(FLERR, "pair_style metatomic needs an exported model: metatomic FILE.pt");
   path = arg[0];
-  check_consistency = false;
-  total_charge.reset();
+  bool check_consistency = false;
+  std::optional<double> total_charge;
   std::optional<std::string> on_device, extensions, variant;
   for (int i = 1; i < narg; i += 2) {
     const std::string key = arg[i];
@@ -161,6 +125,7 @@ void PairMetatomic::settings(int narg, char **arg)
     }
   }
 
+  std::string energy_unit;
   if (std::strcmp(update->unit_style, "metal") == 0) {
     energy_unit = "eV";
   } else if (std::strcmp(update->unit_style, "real") == 0) {
@@ -171,67 +136,25 @@ void PairMetatomic::settings(int narg, char **arg)
   }
   if (!platform::file_is_readable(path))
     error->all(FLERR, "pair_style metatomic: there is no readable file {}", path);
-  guarded("loading " + path, [&] { load(on_device, extensions, variant); });
-  check_inputs();
-  if (comm->me == 0)
-    utils::logmesg(lmp, "Model {}: {}, interaction range {} Å, on {}\n", path,
-                   capabilities->dtype(), range, device.str());
-  if (allocated) std::fill_n(&setflag[0][0], (atom->ntypes + 1) * (atom->ntypes + 1), 0);
-}
-
-void PairMetatomic::load(const std::optional<std::string> &on_device,
-                         const std::optional<std::string> &extensions,
-                         const std::optional<std::string> &variant)
-{
-  model = std::make_unique<metatensor_torch::Module>(
-      metatomic_torch::load_atomistic_model(path, extensions));
-  capabilities = model->run_method("capabilities")
-                     .toCustomClass<metatomic_torch::ModelCapabilitiesHolder>();
-  if (!capabilities->outputs().contains("energy") && !variant)
-    throw std::runtime_error("the model has no output energy, which forces are made of");
-  energy_name = metatomic_torch::pick_output("energy", capabilities->outputs(), variant);
-
-  const auto kind = metatomic_torch::pick_device(capabilities->supported_devices, on_device);
-  device = on_device ? torch::Device(*on_device) : torch::Device(kind);
-  if (device.is_cuda() && !device.has_index())
-    device = torch::Device(torch::kCUDA, comm->me % torch::cuda::device_count());
-  dtype = capabilities->dtype() == "float32" ? torch::kFloat32 : torch::kFloat64;
-  if (!device.is_cpu()) model->to(device);
-  for (auto parameter : model->parameters()) parameter.requires_grad_(false);
-
-  range = capabilities->engine_interaction_range("angstrom");
-  lists.clear();
-  cutoff = 0.0;
-  for (const auto &requested : model->run_method("requested_neighbor_lists").toListRef()) {
-    lists.push_back(requested.toCustomClass<metatomic_torch::NeighborListOptionsHolder>());
-    cutoff = std::max(cutoff, lists.back()->engine_cutoff("angstrom"));
-  }
-}
-
-// The only input besides the structure that LAMMPS can give is the total charge.
-void PairMetatomic::check_inputs()
-{
-  bool takes_charge = false;
-  std::string unknown;
-  guarded("asking " + path + " for its inputs", [&] {
-    for (const auto &item : model->run_method("requested_inputs", true).toGenericDict()) {
-      const auto input = item.value().toCustomClass<ModelOutputHolder>();
-      if (item.key().toStringRef() == "charge" && input->sample_kind() == "system")
-        takes_charge = true;
-      else
-        unknown = item.key().toStringRef() + " per " + input->sample_kind();
-    }
+  guarded("loading " + path, [&] {
+    model = std::make_unique<ExportedModel>(path, on_device, extensions, variant, comm->me);
   });
-  if (!unknown.empty())
-    error->all(FLERR, "pair_style metatomic: the model {} asks for an input, {}, that this style "
-                      "does not give", path, unknown);
-  if (takes_charge && !total_charge)
+  if (model->takes_charge && !total_charge)
     error->all(FLERR, "pair_style metatomic: the model {} takes the total charge of the system. "
                       "Give it (pair_style metatomic {} total_charge 0), or build it into the "
                       "model with python -m metatrain_lorem set-charge", path, path);
-  if (!takes_charge && total_charge)
+  if (!model->takes_charge && total_charge)
     error->all(FLERR, "pair_style metatomic: total_charge {} is given, but the model {} takes no "
                       "total charge. Remove the keyword", *total_charge, path);
+  model->total_charge = total_charge;
+  model->energy_unit = energy_unit;
+  model->check_consistency = check_consistency;
+  cutoff = 0.0;
+  for (const auto &list : model->neighbor_lists()) cutoff = std::max(cutoff, list.cutoff);
+  if (comm->me == 0)
+    utils::logmesg(lmp, "Model {}: {}, interaction range {} Å\n", path, model->describe(),
+                   model->range());
+  if (allocated) std::fill_n(&setflag[0][0], (atom->ntypes + 1) * (atom->ntypes + 1), 0);
 }
 
 void PairMetatomic::coeff(int narg, char **arg)
@@ -247,7 +170,7 @@ void PairMetatomic::coeff(int narg, char **arg)
     memory->create(cutghost, ntypes + 1, ntypes + 1, "pair:cutghost");
   }
   model_type.assign(ntypes + 1, 0);
-  const auto &known = capabilities->atomic_types;
+  const auto &known = model->types();
   std::string all_known;
   for (auto type : known) all_known += " " + std::to_string(type);
   for (int type = 1; type <= ntypes; type++) {
@@ -274,6 +197,7 @@ void PairMetatomic::init_style()
   int flags = NeighConst::REQ_FULL;
   ghostneigh = 0;
   if (comm->nprocs > 1) {
+    const double range = model->range();
     if (!(range >= 0.0 && std::isfinite(range)))
       error->all(FLERR, "pair_style metatomic: the interaction range of the model {} is infinite, "
                         "so that atoms can't be divided among {} MPI processes. Run it on one, "
@@ -323,42 +247,27 @@ PairMetatomic::Geometry PairMetatomic::geometry() const
   return result;
 }
 
-metatomic_torch::System PairMetatomic::system(const Geometry &geometry,
-                                              const torch::Tensor &positions,
-                                              const torch::Tensor &strain) const
+Structure PairMetatomic::structure(const Geometry &geometry) const
 {
-  auto types = torch::empty({geometry.count}, torch::kInt32);
-  for (int i = 0; i < geometry.count; i++)
-    types.data_ptr<int>()[i] = model_type[atom->type[i]];
   // of directions that are not periodic, and of a part of the atoms, there is no cell
-  double vectors[3][3] = {{domain->xprd, 0.0, 0.0},
-                          {domain->xy, domain->yprd, 0.0},
-                          {domain->xz, domain->yz, domain->zprd}};
-  bool periodic[3];
+  Structure result{{}, atom->x[0],
+                   {{domain->xprd, 0.0, 0.0},
+                    {domain->xy, domain->yprd, 0.0},
+                    {domain->xz, domain->yz, domain->zprd}},
+                   {}, {}, atom->nlocal};
+  for (int i = 0; i < geometry.count; i++) result.types.push_back(model_type[atom->type[i]]);
   for (int k = 0; k < 3; k++) {
-    periodic[k] = domain->periodicity[k] && comm->nprocs == 1;
-    if (!periodic[k]) std::fill_n(vectors[k], 3, 0.0);
+    result.periodic[k] = domain->periodicity[k] && comm->nprocs == 1;
+    if (!result.periodic[k]) std::fill_n(result.cell[k], 3, 0.0);
   }
-  auto cell = torch::from_blob(vectors, {3, 3}, torch::kFloat64).to(numbers(), false, true);
-  auto pbc = torch::from_blob(periodic, {3}, torch::kBool).to(device, torch::kBool, false, true);
-  auto result = torch::make_intrusive<metatomic_torch::SystemHolder>(
-      types.to(device), positions.matmul(strain), cell.matmul(strain), pbc);
-  for (const auto &options : lists) {
-    auto neighbors = pairs(options, geometry);
-    metatomic_torch::register_autograd_neighbors(result, neighbors, check_consistency);
-    result->add_neighbor_list(options, neighbors);
-  }
-  if (total_charge) result->add_data("charge", charge_map());
+  for (const auto &list : model->neighbor_lists()) result.pairs.push_back(pairs(list, geometry));
   return result;
 }
 
-metatensor_torch::TensorBlock PairMetatomic::pairs(
-    const metatomic_torch::NeighborListOptions &options, const Geometry &geometry) const
+Pairs PairMetatomic::pairs(const ExportedModel::NeighborList &wanted,
+                           const Geometry &geometry) const
 {
-  const double longest = std::pow(options->engine_cutoff("angstrom"), 2);
-  const auto &shift = geometry.shift;
-  std::vector<int> samples;
-  std::vector<double> vectors;
+  Pairs result;
   for (int n = 0; n < list->inum + (ghostneigh ? list->gnum : 0); n++) {
     const int i = list->ilist[n];
     const double *x = atom->x[i];
@@ -366,46 +275,17 @@ metatensor_torch::TensorBlock PairMetatomic::pairs(
       const int image = list->firstneigh[i][m] & NEIGHMASK;
       const double *y = atom->x[image];
       const double d[3] = {y[0] - x[0], y[1] - x[1], y[2] - x[2]};
-      if (d[0] * d[0] + d[1] * d[1] + d[2] * d[2] >= longest) continue;
+      const double squared = d[0] * d[0] + d[1] * d[1] + d[2] * d[2];
+      if (squared >= wanted.cutoff * wanted.cutoff) continue;
       const int j = geometry.owner[image];
-      const auto &s = shift[image];
+      const auto &s = geometry.shift[image];
       // a half list has each pair once: i before j, an atom and its image along positive shifts
-      if (!options->full_list() && (i > j || (i == j && s < std::array<int, 3>{0, 0, 0}))) continue;
-      samples.insert(samples.end(), {i, j, s[0], s[1], s[2]});
-      vectors.insert(vectors.end(), d, d + 3);
+      if (!wanted.full && (i > j || (i == j && s < std::array<int, 3>{0, 0, 0}))) continue;
+      result.samples.insert(result.samples.end(), {i, j, s[0], s[1], s[2]});
+      result.vectors.insert(result.vectors.end(), d, d + 3);
     }
   }
-  const auto count = static_cast<int64_t>(vectors.size() / 3);
-  static const std::vector<std::string> names = {"first_atom", "second_atom", "cell_shift_a",
-                                                 "cell_shift_b", "cell_shift_c"};
-  auto labels = torch::make_intrusive<LabelsHolder>(
-      names, torch::from_blob(samples.data(), {count, 5}, torch::kInt32).to(integers(), false, true),
-      metatensor::assume_unique{});
-  return torch::make_intrusive<TensorBlockHolder>(
-      torch::from_blob(vectors.data(), {count, 3, 1}, torch::kFloat64).to(numbers(), false, true),
-      labels, std::vector<metatensor_torch::Labels>{LabelsHolder::create({"xyz"}, {{0}, {1}, {2}})->to(device)},
-      LabelsHolder::create({"distance"}, {{0}})->to(device));
-}
-
-metatensor_torch::TensorMap PairMetatomic::charge_map() const
-{
-  auto block = torch::make_intrusive<TensorBlockHolder>(
-      torch::full({1, 1}, *total_charge, numbers()),
-      LabelsHolder::create({"system"}, {{0}})->to(device), std::vector<metatensor_torch::Labels>{},
-      LabelsHolder::create({"charge"}, {{0}})->to(device));
-  return torch::make_intrusive<TensorMapHolder>(
-      LabelsHolder::single()->to(device), std::vector<metatensor_torch::TensorBlock>{block});
-}
-
-// One value for each local atom, in LAMMPS's order.
-torch::Tensor PairMetatomic::per_atom(const c10::IValue &output) const
-{
-  const auto map = output.toCustomClass<TensorMapHolder>();
-  const auto block = TensorMapHolder::block_by_id(map, 0);
-  auto result = torch::zeros({atom->nlocal}, torch::kFloat64);
-  const auto atoms = block->samples()->column("atom").to(torch::kCPU, torch::kInt64);
-  const auto values = block->values().detach().flatten().to(torch::kCPU, torch::kFloat64);
-  return result.index_copy_(0, atoms, values);
+  return result;
 }
 
 void PairMetatomic::compute(int eflag, int vflag)
@@ -417,66 +297,26 @@ void PairMetatomic::compute(int eflag, int vflag)
   if (list->listskip)
     error->all(FLERR, "pair_style metatomic needs all pairs of atoms: use pair_style "
                       "hybrid/overlay, not hybrid");
-  const bool with_charges = always_charges || charge_flag;
-  charges_fresh = with_charges;
+  charges_fresh = always_charges || charge_flag;
   if (atom->nlocal == 0) return;
 
+  Results results;
   guarded("evaluating " + path, [&] {
-    const Geometry geometry = this->geometry();
-    auto positions = torch::from_blob(atom->x[0], {geometry.count, 3}, torch::kFloat64)
-                         .to(numbers(), false, true)
-                         .requires_grad_(true);
-    auto strain = torch::eye(3, numbers()).requires_grad_(vflag_global);
-    torch::Dict<std::string, ModelOutput> requested;
-    requested.insert(energy_name, torch::make_intrusive<ModelOutputHolder>(
-                                      "", energy_unit, eflag_atom ? "atom" : "system",
-                                      std::vector<std::string>{}, ""));
-    if (with_charges)
-      requested.insert("charge", torch::make_intrusive<ModelOutputHolder>(
-                                     "", "e", "atom", std::vector<std::string>{}, ""));
-    torch::optional<metatensor_torch::Labels> selected;
-    if (geometry.count > atom->nlocal) {
-      auto atoms = torch::zeros({atom->nlocal, 2}, torch::kInt32);
-      atoms.select(1, 1).copy_(torch::arange(atom->nlocal, torch::kInt32));
-      selected = torch::make_intrusive<LabelsHolder>(
-          std::vector<std::string>{"system", "atom"}, atoms.to(device), metatensor::assume_unique{});
-    }
-    auto options = torch::make_intrusive<metatomic_torch::ModelEvaluationOptionsHolder>(
-        "angstrom", requested, selected);
-    const auto systems = std::vector<metatomic_torch::System>{system(geometry, positions, strain)};
-    const auto outputs = model->forward({systems, options, check_consistency}).toGenericDict();
-
-    const auto energies = outputs.at(energy_name).toCustomClass<TensorMapHolder>();
-    const auto energy = TensorMapHolder::block_by_id(energies, 0)->values().sum();
-    torch::autograd::variable_list gradients(2);
-    if (energy.requires_grad()) {
-      torch::autograd::variable_list variables{positions};
-      if (vflag_global) variables.push_back(strain);
-      gradients = torch::autograd::grad({energy}, variables, {}, torch::nullopt, false, true);
-    }
-    if (gradients[0].defined()) {
-      const auto gradient = gradients[0].to(torch::kCPU, torch::kFloat64).contiguous();
-      const double *values = gradient.data_ptr<double>();
-      for (int i = 0; i < 3 * geometry.count; i++) atom->f[0][i] -= values[i];
-    }
-    if (vflag_global && gradients[1].defined()) {
-      const auto by_strain = gradients[1].to(torch::kCPU, torch::kFloat64).contiguous();
-      const auto w = by_strain.accessor<double, 2>();
-      for (int k = 0; k < 3; k++) virial[k] -= w[k][k];
-      virial[3] -= 0.5 * (w[0][1] + w[1][0]);
-      virial[4] -= 0.5 * (w[0][2] + w[2][0]);
-      virial[5] -= 0.5 * (w[1][2] + w[2][1]);
-    }
-    if (eflag_global) eng_vdwl += energy.item<double>();
-    if (eflag_atom) {
-      const auto of_atoms = per_atom(outputs.at(energy_name));
-      for (int i = 0; i < atom->nlocal; i++) eatom[i] += of_atoms.data_ptr<double>()[i];
-    }
-    if (with_charges) {
-      const auto of_atoms = per_atom(outputs.at("charge"));
-      charges.assign(of_atoms.data_ptr<double>(), of_atoms.data_ptr<double>() + atom->nlocal);
-    }
+    const Wanted wanted{eflag_atom != 0, vflag_global != 0, charges_fresh};
+    results = model->evaluate(structure(geometry()), wanted);
   });
+  for (size_t i = 0; i < results.by_positions.size(); i++)
+    atom->f[0][i] -= results.by_positions[i];
+  if (eflag_global) eng_vdwl += results.energy;
+  for (size_t i = 0; i < results.energies.size(); i++) eatom[i] += results.energies[i];
+  if (vflag_global) {
+    const auto &w = results.by_strain;
+    for (int k = 0; k < 3; k++) virial[k] -= w[4 * k];
+    virial[3] -= 0.5 * (w[1] + w[3]);
+    virial[4] -= 0.5 * (w[2] + w[6]);
+    virial[5] -= 0.5 * (w[5] + w[7]);
+  }
+  if (charges_fresh) charges = results.charges;
 }
 
 // `fix pair` asks for this when its flag is 1.
@@ -492,7 +332,7 @@ void *PairMetatomic::extract(const char *name, int &dimension)
 void *PairMetatomic::extract_peratom(const char *name, int &columns)
 {
   if (std::strcmp(name, "charge") != 0) return nullptr;
-  if (!capabilities->outputs().contains("charge"))
+  if (!model->has_charges())
     error->all(FLERR, "the model {} has no output charge", path);
   if (!triggered && !charge_flag) always_charges = true;
   triggered = false;

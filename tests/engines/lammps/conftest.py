@@ -45,7 +45,7 @@ def plugin(request) -> Path:
     except ValueError as error:
         pytest.skip(str(error))
     state = [sys.prefix, *(wheel.version for wheel in wheels)]
-    state += [build.SOURCE.read_text(), Path(build.__file__).read_text()]
+    state += [path.read_text() for path in (build.SOURCE, build.HEADER, Path(build.__file__))]
     key = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
     folder = request.config.cache.mkdir(f"lammps-plugin-{key}")
     if not (folder / "metatomicplugin.so").is_file():

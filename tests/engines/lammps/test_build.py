@@ -93,5 +93,5 @@ def test_numeric_version():
 
 def test_files_are_in_the_wheel():
     """The source travels with the package."""
-    assert build.SOURCE.is_file()
+    assert build.HEADER.is_file()
     assert "SPDX-License-Identifier: GPL-2.0-or-later" in build.SOURCE.read_text()
