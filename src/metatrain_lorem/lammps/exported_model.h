@@ -106,7 +106,11 @@ class ExportedModel {
   const std::vector<int64_t> &types() const { return capabilities->atomic_types; }
   bool has_charges() const { return capabilities->outputs().contains("charge"); }
 
-  std::string describe() const { return capabilities->dtype() + " on " + device.str(); }
+  std::string describe() const
+  {
+    const std::string threads = std::to_string(at::get_num_threads()) + " thread(s)";
+    return capabilities->dtype() + " on " + device.str() + (device.is_cpu() ? ", " + threads : "");
+  }
 
   Results evaluate(const Structure &structure, const Wanted &wanted) const
   {

@@ -21,7 +21,14 @@ def liquid() -> ase.Atoms:
     return frame
 
 
-@pytest.mark.parametrize("name", ["short-range", "messages", "conditional-short-range"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "short-range",
+        pytest.param("messages", marks=pytest.mark.slow),
+        pytest.param("conditional-short-range", marks=pytest.mark.slow),
+    ],
+)
 def test_two_as_one(lammps, tmp_path, name):
     """A model of finite range: trajectory, energies per atom and virial."""
     model = lammps.model_file(name)

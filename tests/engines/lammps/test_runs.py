@@ -7,6 +7,7 @@ import sys
 from importlib import metadata
 
 import numpy as np
+import pytest
 
 from metatrain_lorem.lammps import build
 
@@ -59,6 +60,7 @@ run 20
         np.testing.assert_allclose(columns[i], reference.get_forces(), rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_integrators(lammps, tmp_path):
     """r-RESPA with all forces on one level does the steps of Verlet, and so does a minimum of
     another style beside."""
@@ -81,6 +83,7 @@ def test_integrators(lammps, tmp_path):
     np.testing.assert_allclose(energies[2], energies[0], rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_charges_on_some_steps(lammps, tmp_path):
     """A fix that asks for charges on every second step has those of a fix that always does."""
     model = lammps.model_file("equilibrated")
@@ -118,6 +121,7 @@ def test_away_from_home(lammps, tmp_path):
     np.testing.assert_allclose(energy, reference.get_potential_energy(), rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_from_python(lammps, tmp_path):
     """`import lammps` with the printed variables, in the process of the calculator that it is
     compared with."""

@@ -58,10 +58,10 @@ STRUCTURES = {
     [
         ("conditional", "triclinic", 1.0, "on"),
         ("equilibrated", "slab", None, "on"),
-        ("conditional", "isolated", -1.0, "off"),
-        ("long-range", "small", None, "off"),
-        ("messages", "small", None, "on"),
-        ("conditional-short-range", "small", 1.0, "on"),
+        ("messages", "small", None, "off"),
+        pytest.param("conditional", "isolated", -1.0, "off", marks=pytest.mark.slow),
+        pytest.param("long-range", "small", None, "off", marks=pytest.mark.slow),
+        pytest.param("conditional-short-range", "small", 1.0, "on", marks=pytest.mark.slow),
     ],
 )
 def test_as_in_ase(lammps, tmp_path, name, structure, charge, newton):
@@ -87,6 +87,7 @@ def test_as_in_ase(lammps, tmp_path, name, structure, charge, newton):
         np.testing.assert_allclose(stress, expected, rtol=0, atol=1e-9 * abs(expected).max())
 
 
+@pytest.mark.slow
 def test_outside_of_the_box(lammps, tmp_path):
     """Atoms that are read outside of the box and pass through its faces keep their energy."""
     model = lammps.model_file("equilibrated")
@@ -98,7 +99,11 @@ def test_outside_of_the_box(lammps, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "structure"),
-    [("equilibrated", "triclinic"), ("long-range", "small"), ("equilibrated", "slab")],
+    [
+        ("equilibrated", "triclinic"),
+        pytest.param("long-range", "small", marks=pytest.mark.slow),
+        pytest.param("equilibrated", "slab", marks=pytest.mark.slow),
+    ],
 )
 def test_finite_differences(lammps, tmp_path, name, structure):
     """Forces and virial are the derivatives of LAMMPS's own energy.

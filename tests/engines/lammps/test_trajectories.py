@@ -24,7 +24,9 @@ compute sum all reduce sum f_charges
 """
 
 
-@pytest.fixture(scope="module", params=["equilibrated", "long-range"])
+@pytest.fixture(
+    scope="module", params=["equilibrated", pytest.param("long-range", marks=pytest.mark.slow)]
+)
 def trajectory(request, lammps, tmp_path_factory):
     """Name and file of the model, thermodynamic output, frames and columns of the dump."""
     folder = tmp_path_factory.mktemp("trajectory")
