@@ -88,7 +88,6 @@ def test_energies_of_atoms(calculators, structures, name):
     np.testing.assert_allclose(atoms.calc.results["forces"], forces, atol=1e-12)
 
 
-@pytest.mark.xfail(strict=True, reason="derivatives of the sum of energies of atoms are missing")
 def test_energies_of_atoms_with_the_iterative_solver(calculators, structures):
     test_energies_of_atoms(calculators, structures, "qeq_iterative")
 
