@@ -11,6 +11,8 @@ import math
 
 import torch
 
+from ..nn.neighbors import block_and_portion
+
 
 def smooth_size(minimum: float) -> int:
     """
@@ -225,7 +227,6 @@ def mesh_potentials(
     shape = [smooth_size(length / mesh_spacing) for length in lengths]
     num_points, num_columns = shape[0] * shape[1] * shape[2], charges.size(1)
     index, weights = interpolation(positions, cell, shape, order)
-    index = index.flatten()
     # two columns are the real and imaginary part of one complex transform: the filter is real, so
     # that they do not mix, and the backward pass of complex transforms is cheaper. All are brought
     # to one size, so that the rounding errors of large columns do not reach small ones
@@ -233,16 +234,19 @@ def mesh_potentials(
     sizes = torch.where(sizes > 0.0, sizes, 1.0)
     charges = torch.nn.functional.pad(charges / sizes, [0, num_columns % 2])
 
-    shares = torch.bmm(weights.unsqueeze(2), charges.unsqueeze(1)).flatten(0, 1)
+    # in place and in blocks, since memory that was never touched before is slow
     mesh = torch.zeros((num_points, charges.size(1)), dtype=charges.dtype, device=charges.device)
-    mesh = mesh.index_add(0, index, shares)
+    block = block_and_portion(charges.device)[0]
+    for i, w, q in zip(index.split(block), weights.split(block), charges.split(block)):  # noqa: B905
+        shares = torch.bmm(w.unsqueeze(2), q.unsqueeze(1)).flatten(0, 1)
+        mesh.index_add_(0, i.flatten(), shares)
     waves = torch.view_as_complex(mesh.view(num_points, -1, 2)).transpose(0, 1)
     waves = torch.fft.fftn(waves.reshape([-1] + shape), dim=[1, 2, 3])
     influence, k_squared = coulomb_filter(cell, shape, order, False)
     influence = influence * torch.exp(-0.5 * smearing**2 * k_squared)
     # TorchScript cannot differentiate a product of complex and real numbers
-    waves = torch.view_as_complex(torch.view_as_real(waves) * influence.unsqueeze(-1))
+    waves = torch.view_as_complex(torch.view_as_real(waves).mul_(influence.unsqueeze(-1)))
     waves = torch.fft.ifftn(waves, dim=[1, 2, 3], norm="forward").flatten(1)
     mesh = torch.view_as_real(waves.transpose(0, 1).contiguous()).flatten(1)
-    potentials = mesh.index_select(0, index).view(weights.size(0), weights.size(1), -1)
+    potentials = mesh.index_select(0, index.flatten()).view(weights.size(0), weights.size(1), -1)
     return torch.bmm(weights.unsqueeze(1), potentials).squeeze(1)[:, :num_columns] * sizes
