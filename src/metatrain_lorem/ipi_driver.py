@@ -33,8 +33,8 @@ class LoremDriver(MetatomicDriver):
         moment (columns) with respect to positions (rows), of isolated structures
     :param arguments: as of i-PI's driver
     :raises ValueError: if the model needs a total charge and none is given, or one is given and it
-        takes none; for ``pbc`` that is not three letters; for Born charges of a structure that is
-        not isolated or of a model without dipole moments
+        takes none; for parameters that can't be read; for Born charges of a structure that is not
+        isolated or of a model without dipole moments
     """
 
     def __init__(
@@ -47,7 +47,12 @@ class LoremDriver(MetatomicDriver):
             )
         self.periodic = [letter == "T" for letter in letters]
         self.model_path = model
-        self.total_charge = total_charge
+        try:
+            self.total_charge = None if total_charge is None else float(total_charge)
+        except ValueError as error:
+            raise ValueError(f"total_charge: '{total_charge}' is not a number, in e") from error
+        if str(born_charges).lower() not in ("true", "false"):
+            raise ValueError(f"born_charges: '{born_charges}' is neither True nor False")
         self.born_charges = str(born_charges).lower() == "true"
         super().__init__(template, model, **arguments)
 
@@ -87,7 +92,7 @@ class LoremDriver(MetatomicDriver):
         cell = np.where(self.periodic, cell, 0.0)
         system, strain = super()._prepare_system(cell, pos, model, device)
         if self.total_charge is not None:
-            charge = torch.tensor([[float(self.total_charge)]], dtype=self._dtype)
+            charge = torch.tensor([[self.total_charge]], dtype=self._dtype)
             block = TensorBlock(
                 charge,
                 Labels(["system"], torch.tensor([[0]])),

@@ -331,6 +331,10 @@ def test_refused(folder, structures):
         new_driver(folder)
     with pytest.raises(ValueError, match="pbc: 'TT' is not three letters"):
         new_driver(folder, total_charge=0, pbc="TT")
+    with pytest.raises(ValueError, match="total_charge: 'one' is not a number, in e"):
+        new_driver(folder, total_charge="one")
+    with pytest.raises(ValueError, match="born_charges: 'yes' is neither True nor False"):
+        new_driver(folder, total_charge=0, born_charges="yes")
     with pytest.raises(ValueError, match="born_charges: needs `pbc: FFF`"):
         new_driver(folder, total_charge=0, born_charges=True)
     folder.fill("qeq_plus1", structures["crystal"])

@@ -26,7 +26,7 @@ def build(output: str | Path | None = None) -> Path:
 
     :param output: folder for it, ``lib/lammps-plugins`` of the Python environment if None
     :return: the plugin, a file whose name ends as LAMMPS wants it
-    :raises ValueError: if LAMMPS, MPI or a compiler are missing, or compiling fails
+    :raises ValueError: if LAMMPS, MPI, a compiler or the folder are missing, or compiling fails
     """
     if not sys.platform.startswith("linux"):
         raise ValueError(f"the LAMMPS plugin can be built on Linux only, this is {sys.platform}")
@@ -35,7 +35,6 @@ def build(output: str | Path | None = None) -> Path:
     if not (headers / "pair.h").is_file():
         raise ValueError(f"the installed LAMMPS has no headers in {headers}: {INSTALL}")
     folder = Path(sys.prefix) / "lib" / "lammps-plugins" if output is None else Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
     plugin = folder.resolve() / "metatomicplugin.so"
     unfinished = plugin.with_suffix(f".{os.getpid()}.tmp")
 
@@ -61,6 +60,10 @@ def build(output: str | Path | None = None) -> Path:
         *(f"-Wl,-rpath,{library}" for library in libraries),
         *(f"-l{name}" for name in names),
     ]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"no folder for the plugin, {folder}: {error.strerror}") from error
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         unfinished.unlink(missing_ok=True)

@@ -11,6 +11,7 @@
 #include "error.h"
 #include "force.h"
 #include "memory.h"
+#include "modify.h"
 #include "neigh_list.h"
 #include "neighbor.h"
 #include "pair.h"
@@ -38,7 +39,6 @@ class PairMetatomic : public Pair {
   void init_style() override;
   double init_one(int i, int j) override;
   void compute(int eflag, int vflag) override;
-  void *extract(const char *name, int &dimension) override;
   void *extract_peratom(const char *name, int &columns) override;
 
  private:
@@ -59,11 +59,8 @@ class PairMetatomic : public Pair {
   double cutoff = 0.0;               // of all neighbor lists, Å
   std::vector<int> model_type;       // of LAMMPS's types, which start at 1
 
-  std::vector<double> charges;       // of the local atoms
-  int charge_flag = 0;               // set by `fix pair … charge 1` on the steps it needs
-  bool triggered = false;            // the next reader of charges sets charge_flag
-  bool always_charges = false;       // a reader that sets no flag exists
-  bool charges_fresh = false;        // the last evaluation had charges
+  std::vector<double> charges;       // of the local atoms, of the last evaluation if it had any
+  bool warned = false;               // about charges in minimizations
 };
 
 PairMetatomic::PairMetatomic(LAMMPS *lmp) : Pair(lmp)
@@ -136,7 +133,7 @@ void PairMetatomic::settings(int narg, char **arg)
   }
   if (!platform::file_is_readable(path))
     error->all(FLERR, "pair_style metatomic: there is no readable file {}", path);
-  guarded("loading " + path, [&] {
+  guarded("loading " + path + " as an exported model (mtt export writes one)", [&] {
     model = std::make_unique<ExportedModel>(path, on_device, extensions, variant, comm->me);
   });
   if (model->takes_charge && !total_charge)
@@ -174,6 +171,8 @@ void PairMetatomic::coeff(int narg, char **arg)
   std::string all_known;
   for (auto type : known) all_known += " " + std::to_string(type);
   for (int type = 1; type <= ntypes; type++) {
+    if (!utils::is_integer(arg[1 + type]))
+      error->all(FLERR, "pair_coeff: {} is no atomic number (LAMMPS type {})", arg[1 + type], type);
     model_type[type] = utils::inumeric(FLERR, arg[1 + type], false, lmp);
     if (std::find(known.begin(), known.end(), model_type[type]) == known.end())
       error->all(FLERR, "pair_coeff: the model {} does not know atomic type {} (LAMMPS type {}), "
@@ -194,6 +193,7 @@ void PairMetatomic::init_style()
     if (atom->nbonds > 0 && force->special_lj[k] == 0.0 && force->special_coul[k] == 0.0)
       error->all(FLERR, "pair_style metatomic needs the neighbors that bonds take away: "
                         "special_bonds lj/coul 1 1 1");
+  warned = false;
   int flags = NeighConst::REQ_FULL;
   ghostneigh = 0;
   if (comm->nprocs > 1) {
@@ -297,12 +297,20 @@ void PairMetatomic::compute(int eflag, int vflag)
   if (list->listskip)
     error->all(FLERR, "pair_style metatomic needs all pairs of atoms: use pair_style "
                       "hybrid/overlay, not hybrid");
-  charges_fresh = always_charges || charge_flag;
+  const bool with_charges = model->has_charges() && !modify->get_fix_by_style("^pair$").empty();
+  if (with_charges && update->whichflag == 2 && !warned) {
+    warned = true;
+    if (comm->me == 0)
+      error->warning(FLERR, "in a minimization fix pair keeps the charges of the first evaluation "
+                            "of each step, not of the structure it ends with. For these define the "
+                            "fix after it, and use run 0");
+  }
+  charges.clear();
   if (atom->nlocal == 0) return;
 
   Results results;
   guarded("evaluating " + path, [&] {
-    const Wanted wanted{eflag_atom != 0, vflag_global != 0, charges_fresh};
+    const Wanted wanted{eflag_atom != 0, vflag_global != 0, with_charges};
     results = model->evaluate(structure(geometry()), wanted);
   });
   for (size_t i = 0; i < results.by_positions.size(); i++)
@@ -316,16 +324,7 @@ void PairMetatomic::compute(int eflag, int vflag)
     virial[4] -= 0.5 * (w[2] + w[6]);
     virial[5] -= 0.5 * (w[5] + w[7]);
   }
-  if (charges_fresh) charges = results.charges;
-}
-
-// `fix pair` asks for this when its flag is 1.
-void *PairMetatomic::extract(const char *name, int &dimension)
-{
-  if (std::strcmp(name, "charge_flag") != 0) return nullptr;
-  dimension = 0;
-  triggered = true;
-  return &charge_flag;
+  if (with_charges) charges = results.charges;
 }
 
 // `fix pair` calls this once when it is defined, and then on the steps that it works on.
@@ -333,10 +332,7 @@ void *PairMetatomic::extract_peratom(const char *name, int &columns)
 {
   if (std::strcmp(name, "charge") != 0) return nullptr;
   if (!model->has_charges())
-    error->all(FLERR, "the model {} has no output charge", path);
-  if (!triggered && !charge_flag) always_charges = true;
-  triggered = false;
-  if (!charges_fresh) charges.clear();
+    error->all(FLERR, "fix pair asks for charges, but the model {} has no output charge", path);
   charges.resize(std::max(atom->nmax, 1), std::numeric_limits<double>::quiet_NaN());
   columns = 0;
   return charges.data();

@@ -57,7 +57,14 @@ def test_missing_headers(wheels, tmp_path):
 def test_missing_compiler(wheels, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler -O1")
     with pytest.raises(ValueError, match="there is no no-such-compiler.*apt-get install g"):
-        build.build(tmp_path)
+        build.build(tmp_path / "output")
+    assert not (tmp_path / "output").exists()
+
+
+def test_file_for_folder(wheels, tmp_path):
+    (tmp_path / "output").touch()
+    with pytest.raises(ValueError, match="no folder for the plugin, .*/output: File exists"):
+        build.build(tmp_path / "output")
 
 
 def test_failing_compiler(wheels, tmp_path, monkeypatch):

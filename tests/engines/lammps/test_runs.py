@@ -8,6 +8,7 @@ from importlib import metadata
 
 import numpy as np
 import pytest
+from metatomic.torch import ModelOutput
 
 from metatrain_lorem.lammps import build
 
@@ -83,22 +84,34 @@ def test_integrators(lammps, tmp_path):
     np.testing.assert_allclose(energies[2], energies[0], rtol=0, atol=1e-10)
 
 
-@pytest.mark.slow
-def test_charges_on_some_steps(lammps, tmp_path):
-    """A fix that asks for charges on every second step has those of a fix that always does."""
+def test_charges_of_a_minimum(lammps, tmp_path):
+    """A line search evaluates several times in a step, of which the fix takes the first: LAMMPS
+    warns, and a fix defined afterwards has the charges of the last structure."""
     model = lammps.model_file("equilibrated")
-    columns = []
-    for flag in (0, 1):
-        folder = tmp_path / str(flag)
-        folder.mkdir()
-        script = lammps.header(folder, lammps.frames.bulk(), model)
-        script += f"fix charges all pair 2 metatomic charge {flag}\n" + NVE
-        script += "dump charges all custom 2 out.dump id type x y z f_charges\n"
-        script += "dump_modify charges format float %.17g\nrun 3\nrun 3\n"
-        lammps.run(folder, script)
-        columns.append(np.array(lammps.read_dump(folder / "out.dump")[1]))
-    assert len(columns[0]) == 4 and np.ptp(columns[0], axis=0).min() > 1e-9
-    np.testing.assert_allclose(columns[1], columns[0], rtol=0, atol=1e-12)
+    script = lammps.header(tmp_path, lammps.frames.bulk(), model)
+    script += "fix charges all pair 1 metatomic charge 0\nmin_style cg\nminimize 0 0 8 30\n"
+    script += "unfix charges\nfix charges all pair 1 metatomic charge 0\n"
+    script += lammps.record(dump="f_charges") + "run 0"
+    output = lammps.run(tmp_path, script)
+    assert output.count("keeps the charges of the first evaluation") == 1
+    (frame,), (columns,) = lammps.read_dump(tmp_path / "out.dump")
+    (reference,) = lammps.calculate(model, [frame])
+    output = {"charge": ModelOutput(unit="e", sample_kind="atom")}
+    charges = reference.calc.run_model(frame, output)["charge"].block().values[:, 0].detach()
+    np.testing.assert_allclose(columns[:, :3], reference.get_forces(), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(columns[:, 3], charges, rtol=0, atol=1e-9)
+
+
+def test_another_model(lammps, tmp_path):
+    """A model without charges after one with charges, and no fix that asks for them any more."""
+    script = lammps.header(tmp_path, lammps.frames.bulk(), lammps.model_file("equilibrated"))
+    script += "fix charges all pair 1 metatomic charge 0\nrun 0\nunfix charges\n"
+    script += f"pair_style metatomic {lammps.model_file('short-range')}\npair_coeff * * 1 6 7 8\n"
+    script += lammps.record() + "run 0"
+    lammps.run(tmp_path, script)
+    (frame,), (columns,) = lammps.read_dump(tmp_path / "out.dump")
+    (reference,) = lammps.calculate(lammps.model_file("short-range"), [frame])
+    np.testing.assert_allclose(columns, reference.get_forces(), rtol=0, atol=1e-9)
 
 
 def test_away_from_home(lammps, tmp_path):
