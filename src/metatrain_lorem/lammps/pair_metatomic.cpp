@@ -19,6 +19,10 @@
 
 #include "exported_model.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -95,6 +99,16 @@ void PairMetatomic::guarded(const std::string &task, Function function) const
   if (!failure.empty()) error->one(FLERR, "pair_style metatomic, {}: {}", task, failure);
 }
 
+// The C library returns large arrays to the system and takes them anew in the next step, which
+// costs more than half the time of large systems.
+static void keep_memory()
+{
+#ifdef __GLIBC__
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, -1);
+#endif
+}
+
 void PairMetatomic::settings(int narg, char **arg)
 {
   if (narg < 1) error->all(FLERR, "pair_style metatomic needs an exported model: metatomic FILE.pt");
@@ -133,6 +147,7 @@ void PairMetatomic::settings(int narg, char **arg)
   }
   if (!platform::file_is_readable(path))
     error->all(FLERR, "pair_style metatomic: there is no readable file {}", path);
+  keep_memory();
   guarded("loading " + path + " as an exported model (mtt export writes one)", [&] {
     model = std::make_unique<ExportedModel>(path, on_device, extensions, variant, comm->me);
   });
