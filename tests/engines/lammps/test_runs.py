@@ -42,6 +42,7 @@ def test_units_real(lammps, tmp_path):
     assert abs(columns[:, 3]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_constant_pressure(lammps, tmp_path):
     """Frames of a run in which the box changes are those of ASE."""
     model = lammps.model_file("equilibrated")
@@ -84,6 +85,7 @@ def test_integrators(lammps, tmp_path):
     np.testing.assert_allclose(energies[2], energies[0], rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_charges_of_a_minimum(lammps, tmp_path):
     """A line search evaluates several times in a step, of which the fix takes the first: LAMMPS
     warns, and a fix defined afterwards has the charges of the last structure."""
@@ -102,6 +104,7 @@ def test_charges_of_a_minimum(lammps, tmp_path):
     np.testing.assert_allclose(columns[:, 3], charges, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_another_model(lammps, tmp_path):
     """A model without charges after one with charges, and no fix that asks for them any more."""
     script = lammps.header(tmp_path, lammps.frames.bulk(), lammps.model_file("equilibrated"))
