@@ -164,8 +164,8 @@ void PairMetatomic::settings(int narg, char **arg)
   cutoff = 0.0;
   for (const auto &list : model->neighbor_lists()) cutoff = std::max(cutoff, list.cutoff);
   if (comm->me == 0)
-    utils::logmesg(lmp, "Model {}: {}, interaction range {} Å\n", path, model->describe(),
-                   model->range());
+    utils::logmesg(lmp, "Model {}: {}, interaction range {} Å; memory is kept between steps\n", path,
+                   model->describe(), model->range());
   if (allocated) std::fill_n(&setflag[0][0], (atom->ntypes + 1) * (atom->ntypes + 1), 0);
 }
 
