@@ -116,7 +116,7 @@ def scale_tensor_products(model: Lorem) -> None:
     outputs = {name: ModelOutput(sample_kind="atom") for name in model.dataset_info.targets}
     frame = bulk()
     frame.numbers = np.array(model.atomic_types)[[1, 2, 3, 0, 0, 1]]
-    if model.charge_dipole is not None:
+    if model.readout.charge_dipole is not None:
         # of isolated structures only
         frame.pbc = False
     with torch.no_grad():

@@ -183,7 +183,7 @@ def test_new_long_range_block_changes_nothing_at_first(lorem, num_message_passin
     hypers = {**old.hypers, "long_range": {"enable": True, "max_degree": 1, "accuracy": 1e-6}}
     new = old.restart(old.dataset_info, hypers)
     assert new.interaction_range() == float("inf")
-    assert new.has_new_targets
+    assert new.has_new_parameters
     assert new.hypers["long_range"] == hypers["long_range"]
 
     frames = list(lorem.frames.values())
@@ -196,7 +196,7 @@ def test_new_long_range_block_changes_nothing_at_first(lorem, num_message_passin
     # the block is not stuck there: the way into every target learns
     total = sum(block.values.pow(2).sum() for result in after.values() for block in result.blocks())
     total.backward()
-    for name, head in new.heads.items():
+    for name, head in new.readout.heads.items():
         d = new.hypers["num_features"]
         assert head.invariants.last_layer.weight.grad[:, -d:].abs().max() > 1e-12, name
         if head.field_linear is not None:
@@ -207,6 +207,6 @@ def test_new_long_range_block_changes_nothing_at_first(lorem, num_message_passin
 def test_restart_with_the_same_hypers_is_no_extension(lorem):
     model = lorem.new_model()
     assert model.restart(model.dataset_info, model.hypers) is model
-    assert not model.has_new_targets
+    assert not model.has_new_parameters
     with pytest.raises(ValueError, match="cutoff"):
         model.restart(model.dataset_info, {**model.hypers, "cutoff": 3.0})

@@ -125,7 +125,7 @@ def test_new_input_changes_nothing_at_first(lorem, blocks):
     old = lorem.new_model(num_message_passing=1, long_range={"enable": False})
     new = restarted(old, True, lorem, **blocks)
     assert new.conditional and not old.conditional
-    assert new.has_new_targets
+    assert new.has_new_parameters
     for charge in (0.0, 1.0):
         frames = [molecule(lorem, charge), lorem.frames["bulk"]]
         torch.testing.assert_close(lorem.values(new, frames), lorem.values(old, frames))
@@ -144,7 +144,7 @@ def test_new_charge_equilibration_adds_its_energy(lorem, name, conditional):
     assert new.conditional == conditional
     frames = [molecule(lorem, 1.0), lorem.frames["bulk"]]
     after, before = lorem.values(new, frames), lorem.values(old, frames)
-    torch.nn.init.zeros_(new.heads["energy"].invariants.last_layer.weight)
+    torch.nn.init.zeros_(new.readout.heads["energy"].invariants.last_layer.weight)
     of_charges = lorem.values(new, frames)
     assert of_charges.abs().max() > 1e-3
     torch.testing.assert_close(after - of_charges, before)

@@ -1,12 +1,15 @@
-"""Upgrades of checkpoints from one version to the next.
+"""Checkpoints of the model: saved, loaded, and upgraded from one version to the next.
 
 An upgrade from version v is a function ``model_update_v{v}_v{v + 1}`` or
 ``trainer_update_v{v}_v{v + 1}`` here, which changes the checkpoint in place.
 """
 
+import logging
 from typing import Any, Literal
 
 import torch
+from metatrain.utils.abc import ModelInterface
+from metatrain.utils.metadata import merge_metadata
 
 CHARGE_EQUILIBRATION_OFF = {
     "enable": False,
@@ -19,6 +22,65 @@ CHARGE_EQUILIBRATION_OFF = {
     "max_iterations": 100,
 }
 """Hypers of the block that models of version 1 do not have."""
+
+STATES = ("model_state_dict", "best_model_state_dict")
+
+
+def save(model: ModelInterface) -> dict[str, Any]:
+    """
+    :param model: the model
+    :return: the model's part of a checkpoint
+    """
+    return {
+        "architecture_name": "lorem",
+        "model_ckpt_version": model.__checkpoint_version__,
+        "metadata": model.metadata,
+        "model_data": {
+            "model_hypers": model.hypers,
+            "dataset_info": model.dataset_info,
+            # built in, where the model would ask for it otherwise
+            "total_charge": None if model.conditional else model.total_charge,
+        },
+        "epoch": None,
+        "best_epoch": None,
+        "model_state_dict": model.state_dict(),
+        "best_model_state_dict": model.state_dict(),
+    }
+
+
+def load(
+    model_class: type[ModelInterface],
+    checkpoint: dict[str, Any],
+    context: Literal["restart", "finetune", "export"],
+) -> ModelInterface:
+    """
+    :param model_class: to make an instance of
+    :param checkpoint: of the current version
+    :param context: ``"restart"`` for the latest weights, else the best ones
+    :return: the model
+    :raises ValueError: for another context
+    """
+    if context == "restart":
+        logging.info(f"Using latest model from epoch {checkpoint['epoch']}")
+        state = checkpoint["model_state_dict"]
+    elif context in ("finetune", "export"):
+        logging.info(f"Using best model from epoch {checkpoint['best_epoch']}")
+        state = checkpoint["best_model_state_dict"]
+        if state is None:
+            state = checkpoint["model_state_dict"]
+    else:
+        raise ValueError(f"unknown context {context!r} for loading a checkpoint")
+
+    data = checkpoint["model_data"]
+    model = model_class(data["model_hypers"], data["dataset_info"])
+    if data.get("total_charge") is not None:
+        model.conditional = False
+        model.total_charge = float(data["total_charge"])
+    model.to(state["short_range.embedding.weight"].dtype).load_state_dict(state)
+    model.additive_models[0].sync_tensor_maps()
+    model.scaler.sync_tensor_maps()
+    model.metadata = merge_metadata(model.metadata, checkpoint.get("metadata"))
+    return model
 
 
 def upgrade(
@@ -55,7 +117,22 @@ def model_update_v1_v2(checkpoint: dict[str, Any]) -> None:
     data.setdefault("total_charge", None)
     # the model neither took total charges nor knew which occurred
     data["dataset_info"].extra_data.pop("charge", None)
-    for key in ("model_state_dict", "best_model_state_dict"):
+    for key in STATES:
         if checkpoint.get(key) is not None:
             no_range = torch.tensor([torch.inf, -torch.inf])
             checkpoint[key].setdefault("total_charge_range", no_range)
+
+
+def model_update_v2_v3(checkpoint: dict[str, Any]) -> None:
+    """With version 3 heads became part of a readout, and long range may act by other powers.
+
+    :param checkpoint: changed in place
+    """
+    checkpoint["model_data"]["model_hypers"]["long_range"].setdefault("exponents", [1])
+    for key in STATES:
+        if checkpoint.get(key) is not None:
+            for name in list(checkpoint[key]):
+                # the order is kept: that of the parameters is the optimizer's
+                tensor = checkpoint[key].pop(name)
+                new = "readout." + name if name.startswith("heads.") else name
+                checkpoint[key][new] = tensor

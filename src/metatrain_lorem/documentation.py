@@ -71,6 +71,10 @@ class LongRangeHypers(TypedDict):
     """Relative accuracy of the Coulomb sum over periodic images. The width of the Ewald Gaussians,
     the wave vectors and the mesh follow from it and from ``cutoff``; they are logged. Isolated
     structures are summed exactly."""
+    exponents: list[int] = [1]
+    """Interactions of the block: ``[1]`` for 1/r, ``[1, 6]`` adds a learned scalar per atom that acts
+    through 1/r⁶, as dispersion does, smooth at short distances. It costs about a tenth of the sum of
+    1/r."""
 
 
 class ChargeEquilibrationHypers(TypedDict):
@@ -159,6 +163,11 @@ def check_hypers(hypers: ModelHypers) -> None:
         raise ValueError(
             f"architecture.model.long_range.max_degree: {degree} is not between 0 and max_degree "
             f"({hypers['max_degree']})"
+        )
+    exponents = hypers["long_range"]["exponents"]
+    if sorted(exponents) not in ([1], [1, 6]):
+        raise ValueError(
+            f"architecture.model.long_range.exponents: {exponents} is neither [1] nor [1, 6]"
         )
     for block in ("long_range", "charge_equilibration"):
         accuracy = hypers[block]["accuracy"]

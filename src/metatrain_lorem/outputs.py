@@ -7,21 +7,91 @@ import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from metatensor.torch.operations._add import _add_block_block
 from metatomic.torch import ModelOutput
+from metatrain.utils.data import TargetInfo
 from metatrain.utils.sum_over_atoms import sum_over_atoms
 
-from .electrostatics.charge_equilibration import Equilibrium
+from .graph import Graph
+from .indexing import occurrences
 
 
-def feature_map(values: torch.Tensor, samples: Labels) -> TensorMap:
+class OutputLabels(torch.nn.Module):
+    """Labels of all outputs: keys, and of each block its components and properties."""
+
+    # TorchScript can't infer types of empty containers
+    keys: dict[str, Labels]
+    components: dict[str, list[list[Labels]]]
+    properties: dict[str, list[Labels]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys = {}
+        self.components = {}
+        self.properties = {}
+
+    def add_target(self, name: str, target: TargetInfo) -> None:
+        """
+        :param name: of the output
+        :param target: its description, atomic bases densified
+        """
+        self.keys[name] = target.layout.keys
+        self.components[name] = [block.components for block in target.layout.blocks()]
+        self.properties[name] = [block.properties for block in target.layout.blocks()]
+
+    def add_array(self, name: str, label: str, size: int = 1) -> None:
+        """
+        :param name: of an output of one block without components
+        :param label: name of its properties
+        :param size: number of properties
+        """
+        self.keys[name] = Labels(["_"], torch.zeros([1, 1], dtype=torch.int64))
+        self.components[name] = [[]]
+        self.properties[name] = [Labels([label], torch.arange(size).unsqueeze(1))]
+
+    def forward(
+        self, values: dict[str, list[torch.Tensor]], graph: Graph
+    ) -> dict[str, TensorMap]:
+        """
+        :param values: per output one array per block ``[atoms, components ..., properties]``
+        :param graph: of the batch
+        :return: outputs per atom
+        """
+        self.move(graph.system_index.device)
+        samples = Labels(
+            ["system", "atom"],
+            torch.stack([graph.system_index, graph.atom_index], dim=1),
+            assume_unique=True,
+        )
+        maps: dict[str, TensorMap] = {}
+        for name, arrays in values.items():
+            blocks: list[TensorBlock] = []
+            for i, components in enumerate(self.components[name]):
+                properties = self.properties[name][i]
+                blocks.append(TensorBlock(arrays[i], samples, components, properties))
+            maps[name] = TensorMap(self.keys[name], blocks)
+        return maps
+
+    def move(self, device: torch.device) -> None:
+        """To the device of the values."""
+        for name, keys in self.keys.items():
+            if keys.device != device:
+                self.keys[name] = keys.to(device)
+                self.properties[name] = [p.to(device) for p in self.properties[name]]
+                components: list[list[Labels]] = []
+                for labels in self.components[name]:
+                    components.append([c.to(device) for c in labels])
+                self.components[name] = components
+
+
+def relabeled(result: TensorMap, label: str) -> TensorMap:
     """
-    :param values: features ``[atoms, features]``
-    :param samples: labels of the atoms
-    :return: one block with the property ``feature``
+    :param result: one block with one property
+    :param label: new name of the property
+    :return: the same values
     """
-    properties = torch.arange(values.shape[1], device=values.device).unsqueeze(1)
-    keys = Labels(["_"], torch.zeros([1, 1], dtype=torch.int64, device=values.device))
-    block = TensorBlock(values, samples, [], Labels(["feature"], properties))
-    return TensorMap(keys, [block])
+    block = result.block()
+    zero = torch.zeros([1, 1], dtype=torch.int64, device=block.values.device)
+    block = TensorBlock(block.values, block.samples, block.components, Labels([label], zero))
+    return TensorMap(Labels(["_"], zero), [block])
 
 
 def add_baseline(predictions: TensorMap, baseline: TensorMap) -> TensorMap:
@@ -41,40 +111,30 @@ def add_baseline(predictions: TensorMap, baseline: TensorMap) -> TensorMap:
     return TensorMap(predictions.keys, blocks)
 
 
-def scalar_map(values: torch.Tensor, name: str, samples: Labels) -> TensorMap:
-    """
-    :param values: one number per atom ``[atoms, 1]``
-    :param name: of the property
-    :param samples: labels of the atoms
-    :return: one block with one property
-    """
-    zero = torch.zeros([1, 1], dtype=torch.int64, device=values.device)
-    block = TensorBlock(values, samples, [], Labels([name], zero))
-    return TensorMap(Labels(["_"], zero), [block])
+def add_response(energies: TensorMap, response: torch.Tensor) -> TensorMap:
+    """Give energies the derivatives that they lack where charges were solved iteratively.
 
+    Energies of atoms get the derivatives of their sum over the structure, each an equal part; any
+    other combination of them gets derivatives too large to go unnoticed.
 
-def charge_maps(
-    equilibrium: Equilibrium, outputs: dict[str, ModelOutput], samples: Labels
-) -> dict[str, TensorMap]:
+    :param energies: per structure or per atom
+    :param response: zero, with the derivatives ``[systems]``
+    :return: the same energies
     """
-    :param equilibrium: charges and what they follow from
-    :param outputs: which to return: ``charge``, ``mtt::aux::electronegativity``,
-        ``mtt::aux::hardness``
-    :param samples: labels of the atoms
-    :return: these, per atom
-    """
-    maps: dict[str, TensorMap] = {}
-    if "charge" in outputs:
-        maps["charge"] = scalar_map(equilibrium.charges.unsqueeze(1), "charge", samples)
-    if "mtt::aux::electronegativity" in outputs:
-        maps["mtt::aux::electronegativity"] = scalar_map(
-            equilibrium.electronegativity.unsqueeze(1), "electronegativity", samples
-        )
-    if "mtt::aux::hardness" in outputs:
-        maps["mtt::aux::hardness"] = scalar_map(
-            equilibrium.hardness.unsqueeze(1), "hardness", samples
-        )
-    return maps
+    block = energies.block()
+    system = block.samples.column("system").to(torch.long)
+    share = (response / occurrences(system, response.shape[0]).clamp(min=1))[system]
+    if "atom" in block.samples.names:
+        # zero, and so are its derivatives if those of neighboring rows are equal
+        same = (system[1:] == system[:-1]).to(response.dtype)
+        numbers = torch.arange(1, len(system), device=system.device)
+        alarm = 1e30 * numbers * same * response[system[1:]]
+        after = torch.nn.functional.pad(alarm, [0, 1])
+        before = torch.nn.functional.pad(alarm, [1, 0])
+        share = share + (after - before)
+    values = block.values + share.unsqueeze(1) / block.values.size(1)
+    block = TensorBlock(values, block.samples, block.components, block.properties)
+    return TensorMap(energies.keys, [block])
 
 
 def collect(

@@ -109,7 +109,7 @@ class Trainer(TrainerInterface[TrainerHypers]):
 
     def _continue_or_start(self, model: ModelInterface, processes: Processes) -> None:
         """Drop what a checkpoint says about other targets, and choose the seed of the run."""
-        if getattr(model, "has_new_targets", False) and self.optimizer_states is not None:
+        if model.has_new_parameters and self.optimizer_states is not None:
             logging.info("The model has new targets: optimizer and best model start anew")
             self.optimizer_states = None
             self.best_metric, self.best_epoch = float("inf"), None
@@ -368,7 +368,7 @@ def _check_data(
         ) -> None:
             total_charges.add(fields, index)
             spread.add(fields)
-            if model.charge_dipole is not None:
+            if model.readout.charge_dipole is not None:
                 check_dipole(fields, f"Structure {index} of the {total_charges.split} set")
 
         counts, num_atoms = check_labels(part, targets, split, processes.device, also=look)

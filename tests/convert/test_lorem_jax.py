@@ -184,7 +184,7 @@ def test_every_value_is_used(setting, tmp_path, monkeypatch):
             found.extend(parameter.detach().ravel().tolist())
     assert sorted(found) == sorted(expected)
     constants = sum(value[0] for key, value in weights.items() if key.endswith("Dense_2/bias"))
-    assert model.heads["energy"].invariants.last_layer.bias.item() == constants
+    assert model.readout.heads["energy"].invariants.last_layer.bias.item() == constants
 
 
 def test_weight_without_a_place(checkpoint, tmp_path):

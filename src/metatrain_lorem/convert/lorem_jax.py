@@ -61,7 +61,7 @@ def convert(folder: str | Path, output: str | Path, full_isolated_potentials: bo
     model = build_model(hypers, baseline, parameters)
     if full_isolated_potentials:
         _double_potentials(model)
-    bias = model.heads["energy"].invariants.last_layer.bias
+    bias = model.readout.heads["energy"].invariants.last_layer.bias
     constant = bias.item()
     model.to(torch.float32)
     # the bias is a sum of several of theirs: what single precision lacks of it is 1e-8 eV per atom
@@ -192,7 +192,7 @@ class _Loader:
             self.energy_mlp(model, i + 1)
         if model.long_range is not None:
             self.long_range(model.long_range)
-            self.energy_mlp(model, model.num_stages - 1)
+            self.energy_mlp(model, model.readout.num_stages - 1)
         if self.left:
             shapes = {key: list(value.shape) for key, value in self.left.items()}
             raise ValueError(f"weights that the model has no place for: {shapes}")
@@ -275,7 +275,7 @@ class _Loader:
 
     def energy_mlp(self, model: Lorem, stage: int) -> None:
         """The last layers of all stages are one linear map here, with one bias."""
-        head = model.heads["energy"].invariants
+        head = model.readout.heads["energy"].invariants
         path = self.next("MLP")
         self.linear(head.stages[stage][0], f"{path}/Dense_0")
         self.linear(head.stages[stage][2], f"{path}/Dense_1")

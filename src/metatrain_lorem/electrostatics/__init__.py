@@ -1,5 +1,1 @@
-"""Charges to potentials."""
-
-from .coulomb import CoulombPotential
-
-__all__ = ["CoulombPotential"]
+"""Numerics of charges: Coulomb sums and charge equilibration, without learned weights."""

@@ -1,17 +1,26 @@
 """Reciprocal part of the Ewald sum on a mesh: particle-particle particle-mesh (P3M).
 
 Hockney and Eastwood, Computer Simulation Using Particles (1988); Deserno and Holm, J. Chem. Phys.
-109, 7678 (1998). Own code beside torch-pme's for three reasons: its influence function uses
-Cartesian components where the phase advance along each cell vector is needed, and so holds for
-orthorhombic cells only; its B-splines end at order 5, which at an accuracy of 1e-6 needs several
-times as many mesh points; and it checks the mesh for NaN, which stops a GPU at every call.
+109, 7678 (1998). The steps are torch-pme's, whose classes are the bases here; what is overridden,
+and why:
+
+* the filter's influence function, from Cartesian components of k, holds for orthorhombic cells
+  along the axes only: here from the phases along the cell vectors, optimal, for any cell;
+* B-splines end at order 5, which at an accuracy of 1e-6 needs several times as many mesh points:
+  here of any order;
+* channels are spread one after the other: here in one scatter, in chunks of atoms;
+* a check of the mesh for NaN and mesh sizes read from a tensor stop a GPU at every call.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
+from torchpme.lib import MeshInterpolator, P3MKSpaceFilter
 
-from ..nn.neighbors import block_and_portion
+from ..graph import Graph
+from ..indexing import chunk_sizes
+from .parameters import SumParameters
 
 
 def smooth_size(minimum: float) -> int:
@@ -41,7 +50,7 @@ def spline_polynomials(order: int) -> tuple[list[list[int]], float]:
 
     :param order: order of the spline, which is of degree order - 1
     :return: coefficients of y^0, y^1, ... of the spline at x + 0, 1, ..., order - 1, for x from 0
-        to 1, [order][order], as integers (lists of floats are tensors of single precision in
+        to 1, ``[order][order]``, as integers (lists of floats are tensors of single precision in
         TorchScript); what to divide them by
     """
     pieces: list[list[int]] = [[1]]
@@ -108,10 +117,10 @@ def axis_influence(integers: torch.Tensor, size: int, order: int) -> torch.Tenso
     in the numerator, as the Gaussian makes the other terms negligible. The sum in the denominator
     is the Fourier series of the spline of twice the order, sampled at integers.
 
-    :param integers: wave numbers, shape [n]
+    :param integers: wave numbers, ``[waves]``
     :param size: number of mesh points along the axis
     :param order: order of the splines
-    :return: U^2 / (sum of U^2 over aliases)^2, shape [n]
+    :return: U^2 / (sum of U^2 over aliases)^2, ``[waves]``
     """
     # the high powers would lose a digit in single precision; these numbers are few
     fractions = integers.to(torch.float64) / size
@@ -123,18 +132,22 @@ def axis_influence(integers: torch.Tensor, size: int, order: int) -> torch.Tenso
     return influence.to(integers.dtype)
 
 
-def squared_wave_vectors(
-    cell: torch.Tensor, shape: list[int], half: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """
-    Wave vectors of a Fourier transform on a mesh.
+class MeshWaves(NamedTuple):
+    """Wave vectors of a Fourier transform on a mesh."""
 
-    :param cell: cell vectors in rows, shape [3, 3], Angstrom
-    :param shape: number of mesh points along the cell vectors
+    x: torch.Tensor  # [nx] integers along the first axis
+    y: torch.Tensor  # [ny]
+    z: torch.Tensor  # [nz], or half of them
+    k_squared: torch.Tensor  # [nx, ny, nz] 1/Å², huge for k = 0
+
+
+def mesh_waves(cell: torch.Tensor, shape: list[int], half: bool) -> MeshWaves:
+    """
+    :param cell: cell vectors in rows ``[3, 3]``, Å
+    :param shape: mesh points along the cell vectors
     :param half: of a real transform, which leaves out half of them along the third axis
-    :return: integers along the three axes; squares of the wave vectors, shape [shape[0], shape[1],
-        shape[2] or shape[2] // 2 + 1], huge for k = 0: what is divided by it is an exact zero
-        there, in every derivative too
+    :return: wave vectors; what is divided by the huge square of k = 0 is an exact zero there, in
+        every derivative too
     """
     dtype, device = cell.dtype, cell.device
     x = torch.fft.fftfreq(shape[0], dtype=dtype, device=device) * shape[0]
@@ -149,47 +162,63 @@ def squared_wave_vectors(
     k_squared = (in_plane * in_plane).sum(dim=-1).unsqueeze(2) + (along * along).sum(dim=-1)
     k_squared = k_squared + 2.0 * (in_plane @ along.transpose(0, 1))
     zero = (x == 0).view(-1, 1, 1) & (y == 0).view(1, -1, 1) & (z == 0).view(1, 1, -1)
-    return x, y, z, k_squared.masked_fill(zero, 1e30)
+    return MeshWaves(x=x, y=y, z=z, k_squared=k_squared.masked_fill(zero, 1e30))
 
 
-def coulomb_filter(
-    cell: torch.Tensor, shape: list[int], order: int, half: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def mesh_shape(lengths: list[float], spacing: float) -> list[int]:
     """
-    Filter that turns the Fourier transform of the mesh charges into that of their potential.
+    :param lengths: of the cell vectors, Å
+    :param spacing: largest distance of mesh points, Å
+    :return: mesh points along the cell vectors
+    """
+    return [smooth_size(length / spacing) for length in lengths]
 
-    :param cell: cell vectors in rows, shape [3, 3], Angstrom
-    :param shape: number of mesh points along the cell vectors
+
+def axis_product(
+    x: torch.Tensor, y: torch.Tensor, z: torch.Tensor
+) -> torch.Tensor:
+    """
+    :param x: factors along the first axis ``[nx]``
+    :param y: along the second ``[ny]``
+    :param z: along the third ``[nz]``
+    :return: their products ``[nx, ny, nz]``
+    """
+    return x.view(-1, 1, 1) * y.view(1, -1, 1) * z.view(1, 1, -1)
+
+
+def optimal_influence(waves: MeshWaves, shape: list[int], order: int) -> torch.Tensor:
+    """
+    :param waves: wave vectors of the mesh
+    :param shape: mesh points along the cell vectors
     :param order: order of the splines
-    :param half: see ``squared_wave_vectors``
-    :return: the filter for point charges, to be multiplied by a Gaussian, zero for k = 0; squares
-        of the wave vectors; shape of ``squared_wave_vectors``
+    :return: see :func:`axis_influence`, ``[*shape]`` or half of that
     """
-    x, y, z, k_squared = squared_wave_vectors(cell, shape, half)
-    in_plane = (
-        4.0
-        * math.pi
-        / torch.det(cell).abs()
-        * axis_influence(x, shape[0], order).view(-1, 1, 1)
-        * axis_influence(y, shape[1], order).view(1, -1, 1)
+    return axis_product(
+        axis_influence(waves.x, shape[0], order),
+        axis_influence(waves.y, shape[1], order),
+        axis_influence(waves.z, shape[2], order),
     )
-    return in_plane * axis_influence(z, shape[2], order) / k_squared, k_squared
 
 
-def interpolation(
-    positions: torch.Tensor, cell: torch.Tensor, shape: list[int], order: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+class Stencil(NamedTuple):
+    """The mesh points around each atom, and its share in them."""
+
+    index: torch.Tensor  # [atoms, order**3] into the flattened mesh
+    weights: torch.Tensor  # [atoms, order**3]
+
+
+def stencil(
+    positions: torch.Tensor, inverse_cell: torch.Tensor, shape: list[int], order: int
+) -> Stencil:
     """
-    The mesh points around each atom, and its share in them.
-
-    :param positions: shape [n, 3], Angstrom
-    :param cell: cell vectors in rows, shape [3, 3], Angstrom
-    :param shape: number of mesh points along the cell vectors
+    :param positions: ``[atoms, 3]``, Å
+    :param inverse_cell: inverse of the cell with its vectors in rows ``[3, 3]``, 1/Å
+    :param shape: mesh points along the cell vectors
     :param order: order of the splines
-    :return: indices of the flattened mesh, and weights, both of shape [n, order**3]
+    :return: where each atom goes
     """
     size = torch.tensor(shape, device=positions.device)
-    fractions = positions @ torch.linalg.inv(cell)
+    fractions = positions @ inverse_cell
     scaled = (fractions - torch.floor(fractions).detach()) * size
     lower = torch.floor(scaled.detach())
     x, y, z = spline_weights(scaled - lower, order).unbind(dim=1)
@@ -200,53 +229,178 @@ def interpolation(
     index = (a.view(-1, order, 1, 1) * shape[1] + b.view(-1, 1, order, 1)) * shape[2] + c.view(
         -1, 1, 1, order
     )
-    return index.flatten(1), weights.flatten(1)
+    return Stencil(index=index.flatten(1), weights=weights.flatten(1))
 
 
-def mesh_potentials(
-    charges: torch.Tensor,
-    positions: torch.Tensor,
-    cell: torch.Tensor,
-    lengths: list[float],
-    smearing: float,
-    mesh_spacing: float,
-    order: int,
-) -> torch.Tensor:
+def spread(atoms: Stencil, charges: torch.Tensor, num_points: int) -> torch.Tensor:
     """
-    Reciprocal part of the Ewald sum of one structure, all charge columns in one transform.
+    Charges on the mesh, in place and in blocks of atoms: memory that was never touched before is
+    slow.
 
-    :param charges: shape [n, C], e
-    :param positions: shape [n, 3], Angstrom
-    :param cell: cell vectors in rows, shape [3, 3], Angstrom
-    :param lengths: lengths of the cell vectors, Angstrom
-    :param smearing: width of the Gaussians, Angstrom
-    :param mesh_spacing: largest distance of mesh points along the cell vectors, Angstrom
-    :param order: order of the splines
-    :return: shape [n, C], e/Angstrom
+    :param atoms: where they go
+    :param charges: ``[atoms, channels]``, e
+    :param num_points: points of the mesh
+    :return: ``[num_points, channels]``
     """
-    shape = [smooth_size(length / mesh_spacing) for length in lengths]
-    num_points, num_columns = shape[0] * shape[1] * shape[2], charges.size(1)
-    index, weights = interpolation(positions, cell, shape, order)
-    # two columns are the real and imaginary part of one complex transform: the filter is real, so
-    # that they do not mix, and the backward pass of complex transforms is cheaper. All are brought
-    # to one size, so that the rounding errors of large columns do not reach small ones
-    sizes = charges.detach().abs().amax(dim=0)
-    sizes = torch.where(sizes > 0.0, sizes, 1.0)
-    charges = torch.nn.functional.pad(charges / sizes, [0, num_columns % 2])
-
-    # in place and in blocks, since memory that was never touched before is slow
     mesh = torch.zeros((num_points, charges.size(1)), dtype=charges.dtype, device=charges.device)
-    block = block_and_portion(charges.device)[0]
-    for i, w, q in zip(index.split(block), weights.split(block), charges.split(block)):  # noqa: B905
+    block = chunk_sizes(charges.device)[0]
+    blocks = zip(atoms.index.split(block), atoms.weights.split(block), charges.split(block))  # noqa: B905
+    for i, w, q in blocks:
         shares = torch.bmm(w.unsqueeze(2), q.unsqueeze(1)).flatten(0, 1)
         mesh.index_add_(0, i.flatten(), shares)
-    waves = torch.view_as_complex(mesh.view(num_points, -1, 2)).transpose(0, 1)
-    waves = torch.fft.fftn(waves.reshape([-1] + shape), dim=[1, 2, 3])
-    influence, k_squared = coulomb_filter(cell, shape, order, False)
-    influence = influence * torch.exp(-0.5 * smearing**2 * k_squared)
-    # TorchScript cannot differentiate a product of complex and real numbers
-    waves = torch.view_as_complex(torch.view_as_real(waves).mul_(influence.unsqueeze(-1)))
-    waves = torch.fft.ifftn(waves, dim=[1, 2, 3], norm="forward").flatten(1)
-    mesh = torch.view_as_real(waves.transpose(0, 1).contiguous()).flatten(1)
-    potentials = mesh.index_select(0, index.flatten()).view(weights.size(0), weights.size(1), -1)
-    return torch.bmm(weights.unsqueeze(1), potentials).squeeze(1)[:, :num_columns] * sizes
+    return mesh
+
+
+def gather(atoms: Stencil, mesh: torch.Tensor) -> torch.Tensor:
+    """
+    :param atoms: where they are
+    :param mesh: values on the mesh ``[points, channels]``
+    :return: values at the atoms ``[atoms, channels]``
+    """
+    values = mesh.index_select(0, atoms.index.flatten())
+    values = values.view(atoms.weights.size(0), atoms.weights.size(1), -1)
+    return torch.bmm(atoms.weights.unsqueeze(1), values).squeeze(1)
+
+
+class SplineInterpolator(MeshInterpolator):
+    """B-splines of any order between atoms and mesh.
+
+    :param order: of the splines
+    """
+
+    shape: list[int]
+    stencil: Stencil
+
+    def __init__(self, order: int) -> None:
+        # an order that torch-pme takes, for what is overridden below
+        super().__init__(torch.eye(3), torch.ones(3, dtype=torch.long), 5, "P3M")
+        self.interpolation_nodes = order
+        self.shape = [1, 1, 1]
+        self.stencil = Stencil(index=torch.zeros(0, dtype=torch.long), weights=torch.zeros(0))
+
+    def compute_weights(self, positions: torch.Tensor) -> None:
+        """
+        :param positions: ``[atoms, 3]``, Å
+        """
+        self.stencil = stencil(
+            positions, self.inverse_cell, self.shape, self.interpolation_nodes
+        )
+
+    def points_to_mesh(self, particle_weights: torch.Tensor) -> torch.Tensor:
+        """
+        :param particle_weights: charges ``[atoms, channels]``, e
+        :return: on the mesh ``[channels, *shape]``, channels fastest in memory
+        """
+        num_points = self.shape[0] * self.shape[1] * self.shape[2]
+        mesh = spread(self.stencil, particle_weights, num_points)
+        return mesh.view(self.shape + [-1]).permute(3, 0, 1, 2)
+
+    def mesh_to_points(self, mesh_vals: torch.Tensor) -> torch.Tensor:
+        """
+        :param mesh_vals: ``[channels, *shape]``
+        :return: at the atoms ``[atoms, channels]``
+        """
+        return gather(self.stencil, mesh_vals.permute(1, 2, 3, 0).flatten(0, 2))
+
+    def release(self) -> None:
+        """Forget the structure."""
+        self.cell, self.inverse_cell = self.cell.detach(), self.inverse_cell.detach()
+        self.stencil = Stencil(index=self.stencil.index[:0], weights=self.cell[:0].detach())
+
+
+class PhaseFilter(P3MKSpaceFilter):
+    """Potential of mesh charges: influence function by the phases along the cell vectors.
+
+    :param potential: interaction, of torch-pme
+    :param order: of the splines
+    """
+
+    shape: list[int]
+
+    def __init__(self, potential: torch.nn.Module, order: int) -> None:
+        self.shape = [1, 1, 1]
+        cell, size = torch.eye(3), torch.ones(3, dtype=torch.long)
+        super().__init__(cell, size, order, potential, "backward", "forward")
+        self.register_buffer("_diff_coeff", self._diff_coeff, persistent=False)
+
+    @torch.jit.export
+    def update(
+        self, cell: torch.Tensor | None = None, ns_mesh: torch.Tensor | None = None
+    ) -> None:
+        """
+        :param cell: cell vectors in rows ``[3, 3]``, Å; the mesh is that of ``shape``
+        :param ns_mesh: of torch-pme's signature, not used
+        """
+        if cell is not None:
+            waves = mesh_waves(cell, self.shape, False)
+            influence = optimal_influence(waves, self.shape, self.interpolation_nodes)
+            kernel = self.kernel.kernel_from_k_sq(waves.k_squared)
+            self._kfilter = kernel * influence / torch.det(cell).abs()
+
+    def forward(self, mesh_values: torch.Tensor) -> torch.Tensor:
+        """
+        :param mesh_values: charges on the mesh ``[channels, *shape]``, an even number of channels
+        :return: their potentials ``[channels, *shape]``, channels fastest in memory
+        """
+        # two channels are the real and imaginary part of one complex transform: the filter is real,
+        # so that they do not mix, and the backward pass of complex transforms is cheaper
+        waves = mesh_values.permute(1, 2, 3, 0).unflatten(-1, [-1, 2])
+        waves = torch.view_as_complex(waves).permute(3, 0, 1, 2)
+        waves = torch.fft.fftn(waves.contiguous(), dim=[1, 2, 3])
+        # TorchScript cannot differentiate a product of complex and real numbers
+        waves = torch.view_as_complex(
+            torch.view_as_real(waves).mul_(self._kfilter.unsqueeze(-1))
+        )
+        waves = torch.fft.ifftn(waves, dim=[1, 2, 3], norm="forward")
+        values = torch.view_as_real(waves.permute(1, 2, 3, 0).contiguous())
+        return values.flatten(3).permute(3, 0, 1, 2)
+
+    def release(self) -> None:
+        """Forget the structure."""
+        self._kfilter = self._kfilter[:0].detach()
+
+
+class MeshSum(torch.nn.Module):
+    """Reciprocal part of the sum of one structure, all channels in one go.
+
+    :param potential: interaction, of torch-pme
+    :param order: of the splines
+    """
+
+    def __init__(self, potential: torch.nn.Module, order: int) -> None:
+        super().__init__()
+        self.interpolator = SplineInterpolator(order)
+        self.filter = PhaseFilter(potential, order)
+
+    def forward(
+        self, charges: torch.Tensor, graph: Graph, structure: int, parameters: SumParameters
+    ) -> torch.Tensor:
+        """
+        :param charges: of all atoms of the batch ``[all atoms, channels]``, e
+        :param graph: of the batch
+        :param structure: number of the structure
+        :param parameters: of the sum
+        :return: potentials ``[atoms, channels]``
+        """
+        boundaries = graph.boundaries
+        begin, end = boundaries.first[structure], boundaries.first[structure + 1]
+        charges, positions = charges[begin:end], graph.positions[begin:end]
+        shape = mesh_shape(boundaries.lengths[structure], parameters.mesh_spacing)
+        # all are brought to one size, so that the rounding errors of large channels do not reach
+        # small ones
+        num_channels = charges.size(1)
+        sizes = charges.detach().abs().amax(dim=0)
+        sizes = torch.where(sizes > 0.0, sizes, 1.0)
+        charges = torch.nn.functional.pad(charges / sizes, [0, num_channels % 2])
+
+        cell = boundaries.cells[structure]
+        self.interpolator.shape, self.filter.shape = shape, shape
+        self.interpolator.update(cell)
+        self.interpolator.compute_weights(positions)
+        self.filter.update(cell)
+        mesh = self.filter(self.interpolator.points_to_mesh(charges))
+        potentials = self.interpolator.mesh_to_points(mesh)[:, :num_channels] * sizes
+        # what stays would keep the graph alive, and could not be copied
+        self.interpolator.release()
+        self.filter.release()
+        return potentials

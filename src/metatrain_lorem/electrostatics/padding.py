@@ -2,6 +2,8 @@
 
 import torch
 
+from .boundaries import Boundaries
+
 
 def group_by_size(structures: list[int], sizes: list[list[int]]) -> list[list[int]]:
     """
@@ -30,12 +32,12 @@ def padded_index(
     first: list[int], counts: list[int], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Indices of contiguous ranges as one array, filled up with the first index of each range.
+    Indices of contiguous ranges as one array, padded with the first index of each range.
 
     :param first: first index of each of B ranges
     :param counts: number of indices in each range, at least 1
     :param device: where the result shall live
-    :return: indices, shape [B, max(counts)], and a mask that is false on the filling
+    :return: indices ``[B, max(counts)]``, and a mask that is false on the padding
     """
     start = torch.tensor(first, device=device).unsqueeze(1)
     count = torch.tensor(counts, device=device).unsqueeze(1)
@@ -44,9 +46,15 @@ def padded_index(
     return start + offset * mask, mask
 
 
-def present_species(species: torch.Tensor, num_species: int) -> list[int]:
-    """The species that occur, in order."""
-    counts = torch.zeros(num_species, dtype=torch.long, device=species.device)
-    counts = counts.index_add(0, species.flatten(), torch.ones_like(species.flatten()))
-    present: list[int] = torch.nonzero(counts).squeeze(1).tolist()
-    return present
+def padded_atoms(
+    structures: list[int], boundaries: Boundaries, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    :param structures: numbers of some structures, none of them empty
+    :param boundaries: of the batch
+    :param device: where the result shall live
+    :return: their atoms, padded, ``[structures, most atoms]``, and a mask that is false on the
+        padding
+    """
+    first = [boundaries.first[s] for s in structures]
+    return padded_index(first, [boundaries.counts[s] for s in structures], device)

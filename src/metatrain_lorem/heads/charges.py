@@ -5,14 +5,14 @@ import torch
 from metatomic.torch import ModelOutput, unit_conversion_factor
 from metatrain.utils.data import DatasetInfo, TargetInfo
 
+from ..graph import Graph
+from ..nn.spherical import SPHERICAL
+
 ATOMIC_CHARGE = "mtt::atomic_charge"
 """Target of reference charges: ``charge`` is the name of the total charge in data sets."""
 
 DIPOLE_MOMENT = "mtt::dipole_moment"
 """Target that is made of the charges, where the model has a charge equilibration."""
-
-# x, y, z to y, z, x: degree 1 in the order m = -1, 0, 1
-SPHERICAL = [1, 2, 0]
 
 
 def is_atomic_charge(target: TargetInfo) -> bool:
@@ -119,38 +119,28 @@ class ChargeDipole(torch.nn.Module):
         self.register_buffer("masses", masses, persistent=False)
         self.register_buffer("order", torch.tensor(SPHERICAL), persistent=False)
 
-    def forward(
-        self,
-        charges: torch.Tensor,
-        positions: torch.Tensor,
-        species: torch.Tensor,
-        pbc: torch.Tensor,
-        system_index: torch.Tensor,
-    ) -> torch.Tensor:
+    def forward(self, charges: torch.Tensor, graph: Graph) -> torch.Tensor:
         """
-        :param charges: shape [N], e
-        :param positions: shape [N, 3]
-        :param species: species of each atom, shape [N]
-        :param pbc: periodic directions, bool, shape [S, 3]
-        :param system_index: structure of each atom, shape [N]
-        :return: contributions of the atoms in the unit of the target, shape [N, 3, 1]; in training
+        :param charges: ``[atoms]``, e
+        :param graph: of the batch
+        :return: contributions of the atoms in the unit of the target ``[atoms, 3, 1]``; in training
             zero for periodic structures, which have no labels
         :raises ValueError: for a periodic structure, except in training
         """
-        periodic: list[bool] = pbc.any(dim=1).tolist()
-        for i, is_periodic in enumerate(periodic):
-            if is_periodic and not self.training:
+        for i, dimension in enumerate(graph.boundaries.dimensions):
+            if dimension > 0 and not self.training:
                 raise ValueError(
                     f"structure {i} of the batch is periodic: its dipole moment depends on the "
                     "choice of the cell. Ask for dipole moments of isolated structures only"
                 )
-        masses = self.masses.to(positions.dtype)[species].unsqueeze(1)
-        sums = torch.zeros([pbc.shape[0], 4], dtype=positions.dtype, device=positions.device)
+        positions, index = graph.positions, graph.system_index
+        masses = self.masses.to(positions.dtype)[graph.species].unsqueeze(1)
         weighted = torch.cat([masses * positions, masses], dim=1)
-        sums = sums.index_add(0, system_index, weighted)
+        zeros = torch.zeros([graph.pbc.shape[0], 4], dtype=positions.dtype, device=index.device)
+        sums = zeros.index_add(0, index, weighted)
         centers = sums[:, :3] / sums[:, 3:]
-        dipoles = self.factor * charges.unsqueeze(1) * (positions - centers[system_index])
-        dipoles = dipoles * torch.logical_not(pbc.any(dim=1))[system_index].unsqueeze(1)
+        dipoles = self.factor * charges.unsqueeze(1) * (positions - centers[index])
+        dipoles = dipoles * torch.logical_not(graph.pbc.any(dim=1))[index].unsqueeze(1)
         if not self.cartesian:
             dipoles = dipoles.index_select(1, self.order)
         return dipoles.unsqueeze(2)

@@ -3,13 +3,11 @@ r"""The head of one target: invariant coefficients times equivariant bases, per 
 import torch
 from metatrain.utils.data import TargetInfo
 
+from ..documentation import ModelHypers
+from ..nn.spherical import CARTESIAN
 from ..nn.tensor_dense import DegreeLinear
 from .equivariant import TensorBasis
 from .invariant import InvariantHead
-
-# y, z, x (degree 1 in the order m = -1, 0, 1) to x, y, z
-CARTESIAN = [2, 0, 1]
-
 
 class TargetHead(torch.nn.Module):
     r"""Per-atom values of a target, one array per block of its layout.
@@ -21,27 +19,19 @@ class TargetHead(torch.nn.Module):
 
     :param name: of the target
     :param target: its description, atomic bases densified
-    :param num_features: scalar features d
+    :param hypers: of the model
     :param num_stages: stages of scalar features
-    :param max_degree: largest degree L of the spherical features
-    :param num_channels: channels of the spherical features
-    :param long_range: whether there is a long-range field
     :raises ValueError: for targets that can't be built, see :class:`TensorBasis`
     """
 
     shapes: list[list[int]]  # TorchScript can't infer empty lists
 
     def __init__(
-        self,
-        name: str,
-        target: TargetInfo,
-        num_features: int,
-        num_stages: int,
-        max_degree: int,
-        num_channels: int,
-        long_range: bool,
+        self, name: str, target: TargetInfo, hypers: ModelHypers, num_stages: int
     ) -> None:
         super().__init__()
+        max_degree = int(hypers["max_degree"])
+        num_channels = int(hypers["num_spherical_features"])
         self.cartesian = bool(target.is_cartesian)
         self.bases = torch.nn.ModuleList()
         self.shapes = []
@@ -61,9 +51,11 @@ class TargetHead(torch.nn.Module):
             for num, basis in zip(self.num_properties, self.bases, strict=True)
         ]
         self.field_linear: torch.nn.Module | None = None
-        if long_range and not target.is_scalar:
+        if hypers["long_range"]["enable"] and not target.is_scalar:
             self.field_linear = DegreeLinear(max_degree, num_channels, num_channels)
-        self.invariants = InvariantHead(num_features, num_stages, sum(self.sizes))
+        self.invariants = InvariantHead(
+            int(hypers["num_features"]), num_stages, sum(self.sizes)
+        )
         self.register_buffer("xyz", torch.tensor(CARTESIAN), persistent=False)
 
     def last_layer_features(self, stages: list[torch.Tensor]) -> torch.Tensor:

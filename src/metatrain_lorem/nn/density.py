@@ -5,8 +5,11 @@ species and the linear maps that follow it are folded into it (they commute with
 neighbours). Per pair only a contraction of the radial functions is left.
 """
 
+from typing import NamedTuple
+
 import torch
 
+from ..indexing import chunk_sizes
 from .mlp import MLP, linear
 from .neighbors import PairBlock
 from .spherical import degrees_of_components
@@ -40,6 +43,15 @@ def grouped_matmul(x: torch.Tensor, sizes: list[int], weights: torch.Tensor) -> 
     return torch.cat(products)
 
 
+class Edges(NamedTuple):
+    """Pairs and what is expanded of them."""
+
+    centers: torch.Tensor  # [pairs]
+    neighbors: torch.Tensor  # [pairs]
+    radial: torch.Tensor  # [pairs, num_radial] radial functions
+    harmonics: torch.Tensor  # [pairs, (L + 1)**2] spherical harmonics
+
+
 class RadialMixing(torch.nn.Module):
     """MLP from features of a pair's two atoms to the matrix that mixes its radial functions.
 
@@ -62,34 +74,26 @@ class RadialMixing(torch.nn.Module):
         mixing = self.mlp(torch.cat([x, y], dim=-1))
         return mixing.view(x.shape[0], self.num_radial, mixing.shape[1] // self.num_radial)
 
-    def edges(
-        self,
-        x: torch.Tensor,
-        radial: torch.Tensor,
-        centers: torch.Tensor,
-        neighbors: torch.Tensor,
-    ) -> torch.Tensor:
+    def edges(self, x: torch.Tensor, edges: Edges) -> torch.Tensor:
         """Radial functions of pairs times their matrices, which are never stored.
 
         :param x: features of the atoms ``[atoms, num_inputs]``
-        :param radial: radial functions ``[pairs, num_radial]``
-        :param centers: central atoms ``[pairs]``
-        :param neighbors: neighbours ``[pairs]``
+        :param edges: of the batch
         :return: ``[pairs, num_features]``
         """
         first, last = self.mlp[0], self.mlp[2]
-        of_center, of_neighbor = first.weight.chunk(2, dim=1)
-        hidden = torch.nn.functional.linear(x, of_center, first.bias)[centers]
-        hidden = hidden + torch.nn.functional.linear(x, of_neighbor)[neighbors]
+        center_weight, neighbor_weight = first.weight.chunk(2, dim=1)
+        hidden = torch.nn.functional.linear(x, center_weight, first.bias)[edges.centers]
+        hidden = hidden + torch.nn.functional.linear(x, neighbor_weight)[edges.neighbors]
         hidden = torch.nn.functional.silu(hidden)
         # the last layer and the sum over radial functions in one product
         weight = last.weight.view(self.num_radial, -1, hidden.shape[1]).transpose(1, 2)
         weight = weight.flatten(0, 1)
-        edges: list[torch.Tensor] = []
-        portion = 256 if x.device.type == "cpu" else 16384
-        for r, h in zip(radial.split(portion), hidden.split(portion)):  # noqa: B905
-            edges.append((r.unsqueeze(2) * h.unsqueeze(1)).flatten(1) @ weight)
-        return torch.cat(edges) + radial @ last.bias.view(self.num_radial, -1)
+        mixed: list[torch.Tensor] = []
+        chunk = chunk_sizes(x.device)[1]
+        for r, h in zip(edges.radial.split(chunk), hidden.split(chunk)):  # noqa: B905
+            mixed.append((r.unsqueeze(2) * h.unsqueeze(1)).flatten(1) @ weight)
+        return torch.cat(mixed) + edges.radial @ last.bias.view(self.num_radial, -1)
 
 
 class SpeciesDensity(torch.nn.Module):
@@ -164,18 +168,15 @@ class SpeciesDensity(torch.nn.Module):
         coefficients = torch.nn.functional.pad(coefficients, [0, 0, 0, 1])
         coefficients = coefficients.index_select(0, pairs.slots)
         harmonics = harmonics.index_select(0, pairs.slots.clamp(max=pairs.num_pairs - 1))
-        portions: list[int] = []
-        for size, length in zip(pairs.portion_sizes, pairs.portion_lengths):  # noqa: B905
-            portions.append(size * length)
+        slots: list[int] = []
+        for size, length in zip(pairs.chunk_sizes, pairs.chunk_lengths):  # noqa: B905
+            slots.append(size * length)
         densities: list[torch.Tensor] = []
-        split_coefficients, split_harmonics = (
-            coefficients.split(portions),
-            harmonics.split(portions),
-        )
-        for p, size in enumerate(pairs.portion_sizes):
-            shape = [size, pairs.portion_lengths[p]]
-            c = split_coefficients[p].view(shape + [coefficients.shape[1]])
-            y = split_harmonics[p].view(shape + [harmonics.shape[1]])
-            density = torch.bmm(y.transpose(1, 2), c).view(size, -1, self.num_channels)
+        chunks = zip(coefficients.split(slots), harmonics.split(slots))  # noqa: B905
+        for n, (c, y) in enumerate(chunks):
+            shape = [pairs.chunk_sizes[n], pairs.chunk_lengths[n]]
+            c = c.view(shape + [coefficients.shape[1]])
+            y = y.view(shape + [harmonics.shape[1]])
+            density = torch.bmm(y.transpose(1, 2), c).view(shape[0], -1, self.num_channels)
             densities.append(density.index_select(1, self.own_degrees))
         return sums, torch.cat(densities)

@@ -2,7 +2,7 @@ r"""Message passing of scalar and, if wanted, spherical features (LOREM, arXiv 2
 
 import torch
 
-from .density import RadialMixing, sum_over_neighbors
+from .density import Edges, RadialMixing, sum_over_neighbors
 from .mlp import Update, linear
 from .spherical import SphericalNorms, degrees_of_components
 from .tensor_dense import DegreeLinear, TensorProduct
@@ -44,24 +44,18 @@ class MessagePassing(torch.nn.Module):
         self,
         x: torch.Tensor,
         rho: torch.Tensor,
-        radial: torch.Tensor,
-        harmonics: torch.Tensor,
-        centers: torch.Tensor,
-        neighbors: torch.Tensor,
+        edges: Edges,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         :param x: scalar features ``[atoms, d]``
         :param rho: spherical features ``[atoms, (L + 1)**2, s]``
-        :param radial: radial functions ``[pairs, num_radial]``
-        :param harmonics: spherical harmonics ``[pairs, (L + 1)**2]``
-        :param centers: central atoms ``[pairs]``
-        :param neighbors: neighbours ``[pairs]``
+        :param edges: of the batch
         :return: new scalar and spherical features
         """
-        edges = self.mixing.edges(x, radial, centers, neighbors)
-        x = self.update(x, self.scalar(sum_over_neighbors(edges, centers, x.shape[0])))
+        mixed = self.mixing.edges(x, edges)
+        x = self.update(x, self.scalar(sum_over_neighbors(mixed, edges.centers, x.shape[0])))
         if self.spherical is not None:
-            rho = self.spherical(edges, rho, harmonics, centers, neighbors)
+            rho = self.spherical(mixed, rho, edges)
             x = self.norm_update(x, self.norms(rho))
         return x, rho
 
@@ -91,26 +85,17 @@ class SphericalMessage(torch.nn.Module):
             self.product.weight.mul_(100.0)
         self.register_buffer("degrees", degrees_of_components(max_degree), persistent=False)
 
-    def forward(
-        self,
-        edges: torch.Tensor,
-        rho: torch.Tensor,
-        harmonics: torch.Tensor,
-        centers: torch.Tensor,
-        neighbors: torch.Tensor,
-    ) -> torch.Tensor:
+    def forward(self, mixed: torch.Tensor, rho: torch.Tensor, edges: Edges) -> torch.Tensor:
         """
-        :param edges: scalar edge features ``[pairs, d]``
+        :param mixed: scalar features of the edges ``[pairs, d]``
         :param rho: spherical features ``[atoms, (L + 1)**2, s]``
-        :param harmonics: spherical harmonics ``[pairs, (L + 1)**2]``
-        :param centers: central atoms ``[pairs]``
-        :param neighbors: neighbours ``[pairs]``
+        :param edges: of the batch
         :return: new spherical features ``[atoms, (L + 1)**2, s]``
         """
         # the filter's linear map acts on what all components of a degree have in common
-        coefficients = self.coefficients(edges).unflatten(-1, self.coefficient_shape)
+        coefficients = self.coefficients(mixed).unflatten(-1, self.coefficient_shape)
         coefficients = torch.einsum("plc,lcd->pld", coefficients, self.filter.weight)
-        filters = coefficients[:, self.degrees] * harmonics.unsqueeze(-1)
-        messages = self.message_product(filters, rho[neighbors])
-        messages = sum_over_neighbors(messages, centers, rho.shape[0])
+        filters = coefficients[:, self.degrees] * edges.harmonics.unsqueeze(-1)
+        messages = self.message_product(filters, rho[edges.neighbors])
+        messages = sum_over_neighbors(messages, edges.centers, rho.shape[0])
         return self.product(self.atom_linear(rho), self.message_linear(messages))

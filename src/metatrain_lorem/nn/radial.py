@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from ..safe import base_of_powers, smooth_cutoff
 from .constants import join_constants, split_constants
 
 CUTOFF_FUNCTIONS = ("cosine", "smooth")
@@ -66,14 +67,11 @@ class RadialBasis(torch.nn.Module):
         if self.cutoff_function == "cosine":
             cutoffs = 0.5 * (1.0 + torch.cos(torch.pi * u))
         else:
-            # the exponential underflows long before the clamp is felt
-            cutoffs = torch.exp(1.0 - 1.0 / (1.0 - u * u).clamp(min=1e-3))
-            cutoffs = torch.where(u * u < 0.999, cutoffs, torch.zeros_like(cutoffs))
+            cutoffs = smooth_cutoff(u)
         if self.radial_basis == "bessel":
             waves = torch.sin(torch.pi * (powers + 1.0) * u)
             return waves * (cutoffs * (2.0 / self.cutoff) ** 0.5 / distances.unsqueeze(-1))
-        # second derivatives of powers of an exact zero are NaN; the cutoff vanishes there
-        v = (1.0 - u).clamp(min=1e-8 if distances.dtype == torch.float32 else 1e-17)
+        v = base_of_powers(1.0 - u)
         fine, coarse = powers[: self.step], powers[:: self.step]
         fine = u**fine * v ** fine.flip(0)
         coarse = u**coarse * v ** coarse.flip(0) * cutoffs

@@ -7,8 +7,14 @@ Harmonics have Racah's normalisation: degree 1 *is* the unit vector.
 
 import torch
 
+from ..safe import degree_norms
 from .clebsch_gordan import clebsch_gordan
 from .constants import join_constants, split_constants
+
+
+# y, z, x (degree 1 in the order m = -1, 0, 1) to x, y, z, and back
+CARTESIAN = [2, 0, 1]
+SPHERICAL = [1, 2, 0]
 
 
 class SphericalHarmonics(torch.nn.Module):
@@ -106,19 +112,9 @@ class SphericalNorms(torch.nn.Module):
         :param features: ``[atoms, (L + 1)**2, channels]``
         :return: ``[atoms, (L + 1) * channels]``, channels fastest
         """
-        single = features.dtype == torch.float32
         # the second derivative of the general form is zero only up to rounding / |x|
         scalars = features[:, :1].abs()
-        # |x| = s |x / s| for any constant s: with s the largest component no square, no inverse
-        # and no second derivative over- or underflows
-        scale = features.detach().abs().amax(dim=1, keepdim=True)
-        scale = torch.where(scale < (1e-30 if single else 1e-150), 1.0, scale)
-        squares = torch.matmul(self.members.to(features.dtype), (features / scale) ** 2)
-        # what symmetry makes zero is left with a rounding error, whose gradient would be of size
-        # one in any direction
-        vanishes = squares < (3e-5 if single else 1e-12) ** 2
-        norms = torch.where(vanishes, 1.0, squares).sqrt()
-        norms = torch.where(vanishes, 0.0, norms * scale)
+        norms = degree_norms(features, self.members)
         norms = norms * join_constants(self.factors, features.dtype)
         return torch.cat([scalars, norms], dim=1).flatten(1)
 

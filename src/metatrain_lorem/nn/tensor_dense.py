@@ -2,6 +2,7 @@ r"""Equivariant linear maps and tensor products of spherical features."""
 
 import torch
 
+from ..indexing import chunk_sizes
 from .clebsch_gordan import clebsch_gordan
 from .constants import join_constants, split_constants
 from .mlp import lecun_normal_
@@ -127,10 +128,10 @@ class TensorProduct(torch.nn.Module):
         else:
             table = join_constants(self.folded, x.dtype)
         # so many atoms that what lies between stays in the cache of a processor
-        portion = 256 if x.device.type == "cpu" else 16384
+        chunk = chunk_sizes(x.device)[1]
         products: list[torch.Tensor] = []
-        for x_portion, y_portion in zip(x.split(portion), y.split(portion)):  # noqa: B905
-            products.append(self.product(x_portion, y_portion, table))
+        for x_chunk, y_chunk in zip(x.split(chunk), y.split(chunk)):  # noqa: B905
+            products.append(self.product(x_chunk, y_chunk, table))
         return torch.cat(products)
 
     def product(self, x: torch.Tensor, y: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

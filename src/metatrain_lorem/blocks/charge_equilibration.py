@@ -1,0 +1,214 @@
+r"""Charge equilibration as a block: electronegativities from the features, charges back into them.
+
+The charges and their energy are those of :mod:`..electrostatics.equilibration`, as in CELLI (Fuchs,
+Sanocki, Zavadlav, npj Comput. Mater. 2025, arXiv 2501.19179).
+"""
+
+import math
+from typing import NamedTuple
+
+import ase.data
+import torch
+from metatomic.torch import unit_conversion_factor
+
+from ..documentation import ModelHypers
+from ..electrostatics.equilibration.equilibrium import Equilibrium, Solver, equilibrate, response
+from ..electrostatics.equilibration.gaussians import Interactions, short_range_weights
+from ..electrostatics.parameters import SumParameters, ewald_parameters
+from ..graph import Graph
+from ..nn.mlp import MLP, Update
+
+COULOMB_CONSTANT = 14.399645
+"""1 / (4 pi epsilon_0) in eV Å / e²."""
+
+LEAST_HARDNESS = 0.2
+"""Lower bound of the hardness, 1/Å: softer ones need many more iterations."""
+
+INITIAL_HARDNESS = 1.0
+"""Hardness of all species at the start of training, 1/Å (14.4 eV/e²)."""
+
+MESH_THRESHOLD = 200_000
+"""Atoms times k-vectors above which a periodic structure is solved iteratively, on a mesh. Measured
+with energy and forces on one CPU core: half the time of the stored matrix at 440,000 (216 atoms of
+NaCl), twice at 40,000 (64 atoms)."""
+
+
+class Charges(NamedTuple):
+    """Charges of a batch, what they follow from, and how they were found."""
+
+    charges: torch.Tensor  # [atoms] e
+    energies: torch.Tensor  # [atoms] eV, summing to the energy of the charges
+    electronegativity: torch.Tensor  # [atoms] eV/e
+    hardness: torch.Tensor  # [atoms] eV/e²
+    equilibrium: Equilibrium
+
+
+class ChargeEquilibration(torch.nn.Module):
+    r"""Electronegativities, charges, their energy, and the update of the features by the charges.
+
+    :param hypers: of the model
+    :param atomic_types: atomic numbers of the species
+    :param length_unit: of positions and cells
+    :raises ValueError: for a species without covalent radius
+    """
+
+    settings: SumParameters  # TorchScript needs the types
+    solver: Solver
+
+    def __init__(self, hypers: ModelHypers, atomic_types: list[int], length_unit: str) -> None:
+        super().__init__()
+        options, d = hypers["charge_equilibration"], int(hypers["num_features"])
+        learn_widths = options["learn_widths"]
+        self.angstrom: float = unit_conversion_factor("angstrom", length_unit or "angstrom")
+        self.coulomb_constant: float = COULOMB_CONSTANT * self.angstrom
+        self.least_hardness: float = LEAST_HARDNESS
+        self.variational: bool = options["energy"] == "variational"
+        self.set_solver(options)
+        radii = [self.angstrom * covalent_radius(atomic_type) for atomic_type in atomic_types]
+        self.register_buffer("radii", torch.tensor(radii), persistent=False)
+
+        self.electronegativity = MLP([d, d, 1])
+        # small charges at first, whose energy does not bury that of the data
+        self.electronegativity[2].weight.data *= 0.1
+        self.species_electronegativity = torch.nn.Parameter(torch.zeros(len(radii)))
+        start = math.log(math.expm1(INITIAL_HARDNESS - LEAST_HARDNESS))
+        self.raw_hardness = torch.nn.Parameter(torch.full((len(radii),), start))
+        # softplus(g) / ln 2 is one where g is zero
+        g = torch.zeros(len(radii))
+        self.raw_widths = torch.nn.Parameter(g, requires_grad=learn_widths)
+        self.update = Update(1 + int(hypers["num_species_features"]), d)
+
+        cutoff = float(hypers["cutoff"])
+        self.accuracy: float = float(options["accuracy"])
+        settings = ewald_parameters(cutoff, self.accuracy)
+        # charges that are wide from the start need neither a finer mesh nor the neighbor list
+        # (less a little, for radii are rounded)
+        widest = (1.0 - 1e-6) * math.sqrt(2.0) * min(radii)
+        self.uses_pairs: bool = learn_widths or widest < settings.smearing
+        if not learn_widths and widest > settings.smearing:
+            settings = ewald_parameters(cutoff * widest / settings.smearing, self.accuracy)
+            settings = settings._replace(smearing=widest)
+        self.settings = settings._replace(mesh_threshold=MESH_THRESHOLD)
+        self.one_width: bool = (
+            not learn_widths and math.sqrt(2.0) * max(radii) <= settings.smearing
+        )
+        # images of slabs must not overlap; learned widths may double
+        self.least_vacuum: float = (24.0 if learn_widths else 12.0) * max(radii)
+
+    def set_solver(self, options: dict) -> None:
+        """Choose how charges are solved for, which no weight depends on.
+
+        :param options: the hypers ``solver``, ``tolerance`` and ``max_iterations``
+        """
+        self.solver = Solver(
+            method=options["solver"],
+            tolerance=float(options["tolerance"] or 0.0),
+            max_iterations=int(options["max_iterations"]),
+        )
+
+    def describe(self, length_unit: str) -> str:
+        """Solvers and parameters in words, to be logged.
+
+        :param length_unit: of the data
+        """
+        dense = (
+            f"dense up to {self.solver.largest_dense} atoms (isolated) or "
+            f"{self.settings.mesh_threshold} atoms times k-vectors (periodic), larger ones "
+            "iteratively"
+        )
+        method = self.solver.method
+        solver = dense if method == "auto" else f"always {method} (by choice)"
+        mode = "variational" if self.variational else "Coulomb part only (celli)"
+        return (
+            f"Charge equilibration: energy {mode}; solver {solver}; Coulomb matrix of relative "
+            f"accuracy {self.accuracy:g}: smearing {self.settings.smearing:.4f} {length_unit}, "
+            f"k-vectors to {self.settings.k_cutoff:.4f} 1/{length_unit}, mesh spacing "
+            f"{self.settings.mesh_spacing:.4f} {length_unit}"
+        )
+
+    def hardness(self) -> torch.Tensor:
+        """Hardness J of the species in 1/length ``[species]``."""
+        softplus = torch.nn.functional.softplus(self.raw_hardness)
+        return (self.least_hardness + softplus) / self.angstrom
+
+    def widths(self) -> torch.Tensor:
+        """Widths of the Gaussians of the species ``[species]``."""
+        softplus = torch.nn.functional.softplus(self.raw_widths)
+        return self.radii.to(softplus.dtype) * softplus / math.log(2.0)
+
+    def forward(
+        self, x: torch.Tensor, species_features: torch.Tensor, graph: Graph
+    ) -> tuple[torch.Tensor, Charges]:
+        """
+        Solve for the charges and update the features.
+
+        :param x: scalar features ``[atoms, d]``
+        :param species_features: features of the atoms' species ``[atoms, num_species_features]``
+        :param graph: of the batch, with total charges
+        :return: new scalar features ``[atoms, d]``; the charges and their energy
+        :raises ValueError: for a structure whose charges do not converge
+        """
+        chi = self.electronegativity(x).squeeze(1) + self.species_electronegativity[graph.species]
+        charges = self.equilibrate(chi / self.angstrom, graph)
+        # not the total charge: of two distant fragments each must see its own charge only
+        q = charges.charges.unsqueeze(1)
+        return self.update(x, torch.cat([q, species_features], dim=1)), charges
+
+    def equilibrate(self, chi: torch.Tensor, graph: Graph) -> Charges:
+        """
+        Charges for given electronegativities.
+
+        :param chi: electronegativities ``[atoms]``, e/length
+        :param graph: of the batch, with total charges
+        :return: the charges and their energy
+        """
+        hardness, variances = self.hardness(), self.widths() ** 2
+        pair_weights = torch.zeros_like(graph.distances)
+        if self.uses_pairs:
+            atoms = variances[graph.species]
+            pair_variances = atoms[graph.centers] + atoms[graph.neighbors]
+            pair_weights = short_range_weights(
+                graph.distances, pair_variances, self.settings.smearing
+            )
+        interactions = Interactions(
+            graph=graph,
+            hardness=hardness,
+            variances=variances,
+            pair_weights=pair_weights,
+            uses_pairs=self.uses_pairs,
+            one_width=self.one_width,
+            parameters=self.settings,
+            angstrom=self.angstrom,
+        )
+        equilibrium = equilibrate(chi, interactions, self.solver, self.variational)
+        return Charges(
+            charges=equilibrium.charges,
+            energies=self.coulomb_constant * equilibrium.energies,
+            electronegativity=self.coulomb_constant * chi,
+            hardness=self.coulomb_constant * hardness[graph.species],
+            equilibrium=equilibrium,
+        )
+
+    def response(self, energy: torch.Tensor, charges: Charges, first: list[int]) -> torch.Tensor:
+        """See :func:`..electrostatics.equilibration.equilibrium.response`.
+
+        :param energy: sum over all structures, in any unit, a scalar
+        :param charges: those it was made of
+        :param first: first atom of each structure, and the number of all atoms
+        :return: per structure, to be added to the energies, ``[systems]``
+        """
+        return response(energy, charges.equilibrium, first, self.solver)
+
+
+def covalent_radius(atomic_type: int) -> float:
+    """
+    :param atomic_type: atomic number
+    :return: covalent radius in Å (Cordero et al., Dalton Trans. 2008, 2832)
+    :raises ValueError: where there is none
+    """
+    if not 1 <= atomic_type <= 96:
+        raise ValueError(
+            "charge equilibration takes the widths of charges from covalent radii, but atomic "
+            f"type {atomic_type} has none (1 to 96 have)"
+        )
+    return float(ase.data.covalent_radii[atomic_type])

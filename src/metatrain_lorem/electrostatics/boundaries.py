@@ -1,0 +1,277 @@
+"""What kind of boundary each structure has, and the three-dimensional cell its sum is done in."""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from ..indexing import host_starts
+from .parameters import SumParameters
+
+class Boundaries(NamedTuple):
+    """Boundaries of the structures of a batch; lists are on the host.
+
+    Without electrostatics all but ``counts`` and ``first`` is empty.
+    """
+
+    counts: list[int]  # atoms of each structure
+    first: list[int]  # first atom of each structure, and the number of all atoms
+    dimensions: list[int]  # periodic directions of each structure
+    lengths: list[list[float]]  # of the three cell vectors of the sum, Å
+    host_cells: list[list[float]]  # the cells of the sum, nine numbers each, Å
+    host_volumes: list[float]  # Å³
+    cells: torch.Tensor  # [systems, 3, 3] cells of the sum, vectors in rows, Å; identity if isolated
+    volumes: torch.Tensor  # [systems] Å³
+    normals: torch.Tensor  # [systems, 3] unit normals of slabs, zero for other structures
+    heights: torch.Tensor  # [systems] heights of the slabs' cells, zero for other structures, Å
+
+
+def no_boundaries(counts: list[int], like: torch.Tensor) -> Boundaries:
+    """For models without electrostatics.
+
+    :param counts: atoms of each structure
+    :param like: any tensor on the device
+    :return: nothing but the counts
+    """
+    none = torch.zeros(0, dtype=like.dtype, device=like.device)
+    dimensions: list[int] = []
+    numbers: list[list[float]] = []
+    volumes: list[float] = []
+    return Boundaries(
+        counts=counts,
+        first=host_starts(counts),
+        dimensions=dimensions,
+        lengths=numbers,
+        host_cells=numbers,
+        host_volumes=volumes,
+        cells=none,
+        volumes=none,
+        normals=none,
+        heights=none,
+    )
+
+
+def area_vectors(cells: torch.Tensor, pbc: torch.Tensor) -> torch.Tensor:
+    """
+    Vector product of the two periodic cell vectors of slabs, whichever these are.
+
+    :param cells: cell vectors in rows ``[systems, 3, 3]``, Å
+    :param pbc: periodic directions ``[systems, 3]``
+    :return: ``[systems, 3]``, Å²; without meaning for structures that are not slabs
+    """
+    a = cells * pbc.unsqueeze(-1).to(cells.dtype)
+    return torch.linalg.cross(a, torch.roll(a, -1, dims=1)).sum(dim=1)
+
+
+def slab_normals(
+    cells: torch.Tensor, pbc: torch.Tensor, is_slab: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    :param cells: cell vectors in rows ``[systems, 3, 3]``, Å
+    :param pbc: periodic directions ``[systems, 3]``
+    :param is_slab: ``[systems]``
+    :return: unit normals, zero for structures that are not slabs, ``[systems, 3]``; areas, any
+        positive number for these, ``[systems]``, Å²
+    """
+    area = area_vectors(cells, pbc)
+    # a unit area in place of the others' avoids dividing by zero, also in derivatives
+    safe_area = torch.where(is_slab.unsqueeze(-1), area, torch.ones_like(area))
+    areas = torch.linalg.vector_norm(safe_area, dim=-1)
+    return safe_area / areas.unsqueeze(-1) * is_slab.unsqueeze(-1).to(cells.dtype), areas
+
+
+def slab_thickness(
+    positions: torch.Tensor, normals: torch.Tensor, system_index: torch.Tensor
+) -> torch.Tensor:
+    """
+    Extent of the atoms along the normals.
+
+    :param positions: ``[atoms, 3]``, Å
+    :param normals: unit vectors ``[systems, 3]``
+    :param system_index: structure of each atom ``[atoms]``
+    :return: ``[systems]``, Å; zero for structures without atoms
+    """
+    z = (positions * normals[system_index]).sum(dim=-1)
+    zero = torch.zeros(normals.size(0), dtype=z.dtype, device=z.device)
+    top = zero.scatter_reduce(0, system_index, z, "amax", include_self=False)
+    bottom = zero.scatter_reduce(0, system_index, z, "amin", include_self=False)
+    return top - bottom
+
+
+def boundary_table(
+    positions: torch.Tensor, cells: torch.Tensor, pbc: torch.Tensor, system_index: torch.Tensor
+) -> torch.Tensor:
+    """
+    Numbers that the host must know to choose how each structure is summed, without derivatives.
+
+    :param positions: ``[atoms, 3]``, Å
+    :param cells: cell vectors in rows ``[systems, 3, 3]``, Å
+    :param pbc: periodic directions ``[systems, 3]``
+    :param system_index: structure of each atom ``[atoms]``
+    :return: of each structure its periodic directions (3), cell (9), normal (3), volume or area
+        and thickness, ``[systems, 17]``, float64
+    """
+    with torch.no_grad():
+        normals, areas = slab_normals(cells, pbc, pbc.sum(dim=1) == 2)
+        volumes = torch.where(pbc.all(dim=1), torch.det(cells).abs(), areas)
+        thickness = slab_thickness(positions, normals, system_index)
+        sizes = torch.stack([volumes, thickness], dim=1)
+        columns = [pbc.to(cells.dtype), cells.flatten(1), normals, sizes]
+        return torch.cat(columns, dim=1).to(torch.float64)
+
+
+def check_boundaries(number: int, dimension: int, volume: float, size: float) -> None:
+    """
+    Refuse boundaries that the Coulomb sum cannot treat.
+
+    :param number: position of the structure in the batch, for the error
+    :param dimension: number of periodic directions
+    :param volume: volume spanned by the periodic vectors (area for a slab)
+    :param size: product of the lengths of the periodic vectors
+    :raises ValueError: for one periodic direction and for singular cells
+    """
+    if dimension == 1:
+        raise ValueError(
+            f"structure {number} of the batch is periodic in one direction only, for which "
+            "long-range electrostatics is not available: make it periodic in three directions "
+            "with vacuum around it, or use a model without the long-range block and without charge "
+            "equilibration"
+        )
+    # written so that NaN fails too
+    if dimension > 0 and not volume > 1e-6 * size:
+        what = "area" if dimension == 2 else "volume"
+        raise ValueError(
+            f"the periodic cell vectors of structure {number} of the batch span no {what} "
+            f"({volume} against {size} for perpendicular vectors of the same lengths): "
+            "correct its cell or its periodic directions"
+        )
+
+
+def slab_cell_height(thickness: float, longest: float, least_vacuum: float) -> float:
+    """
+    Height of the cell of a slab.
+
+    Images across the vacuum act through plane waves that decay as exp(-2 pi z / length), so that
+    a vacuum of four times the longest periodic vector leaves exp(-8 pi) = 1e-11. The height is a
+    multiple of 5 Å: it, and with it the set of k-vectors, then stays the same under small
+    displacements and strains.
+
+    :param thickness: extent of the atoms, Å
+    :param longest: length of the longest periodic cell vector, Å
+    :param least_vacuum: between images of the atoms, Å
+    :return: height in Å
+    """
+    return 5.0 * math.ceil((thickness + max(4.0 * longest, least_vacuum)) / 5.0)
+
+
+def find_boundaries(
+    cells: torch.Tensor,
+    pbc: torch.Tensor,
+    counts: list[int],
+    table: list[float],
+    least_vacuum: float,
+) -> Boundaries:
+    """
+    Boundaries of the structures of a batch and the cells of their Coulomb sums.
+
+    The vector of a slab along its non-periodic direction is replaced by one along the normal of
+    the two periodic ones.
+
+    :param cells: cell vectors in rows ``[systems, 3, 3]``, Å; rows of non-periodic directions are
+        ignored
+    :param pbc: periodic directions ``[systems, 3]``
+    :param counts: atoms of each structure
+    :param table: :func:`boundary_table` on the host, row by row
+    :param least_vacuum: of slabs, Å: their real-space interactions and Gaussians must not reach
+        across it
+    :return: the boundaries of the batch
+    :raises ValueError: for one periodic direction and for singular cells
+    """
+    dimensions: list[int] = []
+    lengths: list[list[float]] = []
+    host_cells: list[list[float]] = []
+    host_volumes: list[float] = []
+    heights: list[float] = []
+    width = len(table) // len(counts)
+    for number in range(len(counts)):
+        row = table[number * width : (number + 1) * width]
+        cell, normal = row[3:12], row[12:15]
+        volume, thickness = row[15], row[16]
+        sides: list[float] = []
+        dimension, size, longest = 0, 1.0, 0.0
+        for d in range(3):
+            side = math.sqrt(cell[3 * d] ** 2 + cell[3 * d + 1] ** 2 + cell[3 * d + 2] ** 2)
+            sides.append(side)
+            if row[d] > 0.0:
+                dimension += 1
+                size = size * side
+                longest = max(longest, side)
+        check_boundaries(number, dimension, volume, size)
+        height = 0.0
+        if dimension == 2:
+            height = slab_cell_height(thickness, longest, least_vacuum)
+            volume = volume * height
+            for d in range(3):
+                if row[d] == 0.0:
+                    sides[d] = height
+                    for i in range(3):
+                        cell[3 * d + i] = normal[i] * height
+        dimensions.append(dimension)
+        lengths.append(sides)
+        host_cells.append(cell)
+        host_volumes.append(volume)
+        heights.append(height)
+
+    num_slabs, num_bulk = dimensions.count(2), dimensions.count(3)
+    none = torch.zeros(len(counts), dtype=cells.dtype, device=cells.device)
+    normals, height_tensor = none.unsqueeze(1), none
+    if num_slabs > 0:
+        is_slab = pbc.sum(dim=1) == 2
+        normals = slab_normals(cells, pbc, is_slab)[0]
+        height_tensor = torch.tensor(heights, dtype=cells.dtype, device=cells.device)
+        padded = (normals * height_tensor.unsqueeze(-1)).unsqueeze(1)
+        cells = torch.where(pbc.unsqueeze(-1), cells, padded)
+    if num_slabs + num_bulk < len(counts):
+        identity = torch.eye(3, dtype=cells.dtype, device=cells.device)
+        cells = torch.where((pbc.sum(dim=1) >= 2).view(-1, 1, 1), cells, identity)
+    return Boundaries(
+        counts=counts,
+        first=host_starts(counts),
+        dimensions=dimensions,
+        lengths=lengths,
+        host_cells=host_cells,
+        host_volumes=host_volumes,
+        cells=cells,
+        volumes=torch.det(cells).abs() if num_slabs + num_bulk > 0 else none,
+        normals=normals,
+        heights=height_tensor,
+    )
+
+
+def sort_structures(
+    boundaries: Boundaries, parameters: SumParameters
+) -> tuple[list[int], list[int], list[int]]:
+    """
+    Which structures are summed directly, with explicit k-vectors, and on a mesh.
+
+    :param boundaries: of the batch
+    :param parameters: of the sum
+    :return: numbers of isolated, small periodic and large periodic structures, none of them empty
+    """
+    isolated: list[int] = []
+    small: list[int] = []
+    large: list[int] = []
+    for s, dimension in enumerate(boundaries.dimensions):
+        if boundaries.counts[s] == 0:
+            continue
+        # half of the k-vectors in a sphere: k and -k count once
+        volume = boundaries.host_volumes[s]
+        num_k = parameters.k_cutoff**3 * volume / (12.0 * math.pi**2)
+        excess = max(1.0, volume / parameters.mesh_spacing**3 / parameters.mesh_points)
+        if dimension == 0:
+            isolated.append(s)
+        elif boundaries.counts[s] * num_k > parameters.mesh_threshold * excess:
+            large.append(s)
+        else:
+            small.append(s)
+    return isolated, small, large

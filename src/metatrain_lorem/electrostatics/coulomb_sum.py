@@ -1,0 +1,122 @@
+"""Potentials of charges in isolated, slab and periodic structures of one batch."""
+
+import torch
+
+from ..graph import Graph
+from .boundaries import sort_structures
+from .ewald import PlaneWaveSum
+from .isolated import IsolatedSum
+from .kernels import ErfcCoulomb, SmoothDispersion
+from .mesh import MeshSum
+from .parameters import SumParameters, ewald_parameters
+from .slab import slab_bracket, slab_factors, slab_moments
+
+
+class CoulombSum(torch.nn.Module):
+    r"""Potentials :math:`V_i = \frac12 \sum_j q_j v(r_{ij})` of any number of channels of charges.
+
+    All pairs count, periodic images included, without exclusions. Isolated structures are summed
+    directly, periodic ones and slabs by Ewald's method; large ones of these on a mesh.
+    A channel with a net charge in a periodic structure gets a neutralising background; for slabs
+    the constant is that of the two-dimensional Ewald sum, see :mod:`.slab`.
+
+    :param cutoff: radius of the neighbor list in Å, where the real-space part ends
+    :param accuracy: relative accuracy of the potentials
+    :param exponent: of the interaction: 1 for 1/r, 6 for dispersion, see :mod:`.kernels`
+    :raises ValueError: if a parameter is out of range
+    """
+
+
+    settings: SumParameters  # TorchScript needs the type
+
+    def __init__(self, cutoff: float, accuracy: float, exponent: int = 1) -> None:
+        super().__init__()
+        self.cutoff: float = cutoff
+        self.accuracy: float = accuracy
+        self.is_coulomb: bool = exponent == 1
+        self.settings = ewald_parameters(cutoff, accuracy)
+        kernel = ErfcCoulomb if self.is_coulomb else SmoothDispersion
+        self.potential = kernel(self.settings.smearing)
+        self.isolated = IsolatedSum(self.potential)
+        self.plane_waves = PlaneWaveSum(self.potential)
+        self.mesh = MeshSum(self.potential, self.settings.spline_order)
+
+    def describe(self, length_unit: str = "Å") -> str:
+        """Parameters of the sum in words, to be logged.
+
+        :param length_unit: of the cutoff, which all lengths follow
+        """
+        name = "Coulomb sum" if self.is_coulomb else "Dispersion sum"
+        return (
+            f"{name} of relative accuracy {self.accuracy:g}: real space to "
+            f"{self.cutoff:g} {length_unit}, smearing {self.settings.smearing:.4f} {length_unit}, "
+            f"k-vectors to {self.settings.k_cutoff:.4f} 1/{length_unit}; structures with more than "
+            f"{self.settings.mesh_threshold} atoms times k-vectors on a mesh of spacing "
+            f"{self.settings.mesh_spacing:.4f} {length_unit} with splines of order "
+            f"{self.settings.spline_order}"
+        )
+
+    def forward(self, charges: torch.Tensor, graph: Graph) -> torch.Tensor:
+        """
+        :param charges: ``[atoms, channels]``, e
+        :param graph: of the batch
+        :return: potentials ``[atoms, channels]``, e/Å
+        """
+        isolated, small, large = sort_structures(graph.boundaries, self.settings)
+        potentials = torch.zeros_like(charges)
+        if len(isolated) > 0:
+            potentials = potentials + self.isolated(charges, graph, isolated, self.settings.max_terms)
+        if len(small) + len(large) == 0:
+            return potentials
+        if self.is_coulomb:
+            potentials = potentials + self.real_space(charges, graph)
+        potentials = potentials - self.self_and_background(charges, graph)
+        if self.is_coulomb and 2 in graph.boundaries.dimensions:
+            potentials = potentials + self.slabs(charges, graph)
+        if len(small) > 0:
+            potentials = potentials + self.plane_waves(charges, graph, small, self.settings)
+        for s in large:
+            atoms = torch.arange(
+                graph.boundaries.first[s], graph.boundaries.first[s + 1], device=charges.device
+            )
+            potentials = potentials.index_add(0, atoms, self.mesh(charges, graph, s, self.settings))
+        return potentials
+
+    def real_space(self, charges: torch.Tensor, graph: Graph) -> torch.Tensor:
+        """What point charges interact more than Gaussians, over the pairs of the neighbor list."""
+        weights = self.potential.sr_from_dist(graph.distances)
+        if 0 in graph.boundaries.dimensions:
+            weights = weights * periodic_atoms(graph)[graph.centers].to(weights.dtype)
+        products = charges[graph.neighbors] * weights.unsqueeze(-1)
+        return torch.zeros_like(charges).index_add(0, graph.centers, products)
+
+    def self_and_background(self, charges: torch.Tensor, graph: Graph) -> torch.Tensor:
+        """To be subtracted: the potential of each Gaussian at its own centre and of the background
+        that neutralises the cell."""
+        if 0 in graph.boundaries.dimensions:
+            charges = charges * periodic_atoms(graph).unsqueeze(-1).to(charges.dtype)
+        volumes = graph.boundaries.volumes.unsqueeze(-1)
+        total = torch.zeros_like(volumes).expand(-1, charges.size(1))
+        total = total.index_add(0, graph.system_index, charges)
+        background = 2.0 * self.potential.background_correction() * total / volumes
+        return charges * self.potential.self_contribution() + background[graph.system_index]
+
+    def slabs(self, charges: torch.Tensor, graph: Graph) -> torch.Tensor:
+        """What turns stacks of slabs into single ones, zero for other structures."""
+        boundaries, index = graph.boundaries, graph.system_index
+        z = (graph.positions * boundaries.normals[index]).sum(dim=-1, keepdim=True)
+        # only differences of z enter: a central origin avoids cancellation, and needs no derivative
+        sums = torch.zeros_like(boundaries.normals[:, :2])
+        sums = sums.index_add(0, index, torch.cat([torch.ones_like(z), z], dim=1).detach())
+        z = z - (sums[:, 1:] / sums[:, :1])[index]
+        shift = (boundaries.heights**2 / 12.0)[index].unsqueeze(-1)
+        moments = slab_moments(z, shift, charges)
+        totals = torch.zeros_like(boundaries.volumes).unsqueeze(-1).expand(-1, moments.size(1))
+        totals = totals.index_add(0, index, moments)[index]
+        factors = self.potential.prefactor * slab_factors(boundaries.heights, boundaries.volumes)
+        return slab_bracket(z, shift, totals) * factors[index].unsqueeze(-1)
+
+
+def periodic_atoms(graph: Graph) -> torch.Tensor:
+    """Atoms of structures that are not isolated ``[atoms]``."""
+    return graph.pbc.any(dim=1)[graph.system_index]

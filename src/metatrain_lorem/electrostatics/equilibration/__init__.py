@@ -1,0 +1,1 @@
+"""Charges that minimise a quadratic energy at a given total charge."""

@@ -1,0 +1,261 @@
+r"""The matrix :math:`A = \mathrm{diag}(J) + C` of one structure as a product with vectors.
+
+Used where A is too large to be stored: periodic structures and slabs on a mesh, one charge mesh per
+species because the Gaussians differ, and isolated structures by rows. What does not depend on the
+vector, interpolation weights and filters among it, is built once per configuration.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from ...indexing import recomputed
+from ..mesh import Stencil
+from ..slab import slab_bracket, slab_factors, slab_moments
+from .gaussians import Interactions, isolated_rows, self_weights
+from .species_mesh import (
+    Crystal,
+    SpeciesMesh,
+    from_mesh,
+    kerker_mesh,
+    mesh_product,
+    on_mesh,
+    species_mesh,
+)
+
+
+class ChargeOperator(NamedTuple):
+    """All that a product with A, and with its preconditioner, takes."""
+
+    periodic: bool
+    diagonal: torch.Tensor  # [atoms] hardness and the self term
+    pairs: torch.Tensor  # [2, pairs]
+    pair_weights: torch.Tensor  # [pairs] what they interact more than on the mesh
+    mesh: SpeciesMesh  # of A
+    coarse: SpeciesMesh  # of the preconditioner
+    inverse_diagonal: torch.Tensor  # [atoms] of the preconditioner
+    jacobi: torch.Tensor  # [atoms] inverse of the diagonal of A
+    slab_factor: torch.Tensor  # see ``slab_factors``
+    slab_z: torch.Tensor  # [atoms] heights
+    slab_shift: torch.Tensor  # [atoms] see ``slab``
+    positions: torch.Tensor  # [atoms, 3], for isolated structures
+    variances: torch.Tensor  # [atoms], for isolated structures
+    max_terms: int  # pairs done at once
+
+
+def isolated_product(operator: ChargeOperator, v: torch.Tensor) -> torch.Tensor:
+    """
+    :param operator: of an isolated structure
+    :param v: ``[atoms]``
+    :return: C v, in chunks of rows, ``[atoms]``
+    """
+    r, variances = operator.positions.unsqueeze(0), operator.variances.unsqueeze(0)
+    rows = max(1, operator.max_terms // v.size(0))
+    products: list[torch.Tensor] = []
+    for start in range(0, v.size(0), rows):
+        stop = min(start + rows, v.size(0))
+        if torch.jit.is_scripting() or not torch.is_grad_enabled():
+            products.append(row_product(r, variances, v, start, stop))
+        else:
+            products.append(recomputed(row_product, r, variances, v, start, stop))
+    return torch.cat(products)
+
+
+def row_product(
+    r: torch.Tensor, variances: torch.Tensor, v: torch.Tensor, start: int, stop: int
+) -> torch.Tensor:
+    """Rows ``start`` to ``stop`` of C v."""
+    return isolated_rows(r[:, start:stop], r, variances[:, start:stop], variances)[0] @ v
+
+
+def product(operator: ChargeOperator, v: torch.Tensor) -> torch.Tensor:
+    """
+    :param operator: A
+    :param v: ``[atoms]``
+    :return: A v ``[atoms]``
+    """
+    if not operator.periodic:
+        return operator.diagonal * v + isolated_product(operator, v)
+    result = operator.diagonal * v + mesh_product(operator.mesh, v)
+    if operator.pairs.size(1) > 0:
+        products = operator.pair_weights * v[operator.pairs[1]]
+        result = result.index_add(0, operator.pairs[0], products)
+    if operator.slab_z.size(0) > 0:
+        z, shift = operator.slab_z.unsqueeze(1), operator.slab_shift.unsqueeze(1)
+        moments = slab_moments(z, shift, v.unsqueeze(1)).sum(dim=0, keepdim=True)
+        result = result + operator.slab_factor * slab_bracket(z, shift, moments).squeeze(1)
+    return result
+
+
+def precondition(operator: ChargeOperator, v: torch.Tensor, kerker: bool) -> torch.Tensor:
+    r"""
+    Approximate inverse of A.
+
+    At long wavelengths C is :math:`U^H g U`, with :math:`U_{ki} = e^{i k r_i - \gamma_i^2 k^2 / 2}`
+    and :math:`g_k = 4\pi / \Omega k^2`; there structures are nearly uniform and different k do not
+    mix. Woodbury's formula then gives Kerker's preconditioner (Phys. Rev. B 23, 3082 (1981)):
+
+    .. math:: B = D^{-1} - D^{-1} U^H W U D^{-1} , \quad
+        W_k = \frac{g_k}{1 + g_k \sum_i |U_{ki}|^2 / D_i}
+
+    with D the diagonal of A less that of :math:`U^H g U`.
+
+    :param operator: A
+    :param v: ``[atoms]``
+    :param kerker: false for the inverse of the diagonal of A
+    :return: B v ``[atoms]``
+    """
+    if not (operator.periodic and kerker):
+        return operator.jacobi * v
+    v = operator.inverse_diagonal * v
+    factors = operator.coarse.filters[0].unsqueeze(-1)
+    waves = (factors * on_mesh(operator.coarse, v)).sum(dim=0, keepdim=True)
+    screening = from_mesh(operator.coarse, factors * waves)
+    return v - operator.inverse_diagonal * screening
+
+
+def charge_operator(interactions: Interactions, structure: int) -> ChargeOperator:
+    """
+    :param interactions: of the batch
+    :param structure: its number
+    :return: its matrix A
+    """
+    if interactions.graph.boundaries.dimensions[structure] == 0:
+        return isolated_operator(interactions, structure)
+    return periodic_operator(interactions, structure)
+
+
+def isolated_operator(interactions: Interactions, structure: int) -> ChargeOperator:
+    """
+    :param interactions: of the batch
+    :param structure: number of an isolated structure
+    :return: its matrix A
+    """
+    graph = interactions.graph
+    begin, end = graph.boundaries.first[structure], graph.boundaries.first[structure + 1]
+    species = graph.species[begin:end]
+    hardness, variances = interactions.hardness[species], interactions.variances[species]
+    inverse = (1.0 / (hardness + torch.rsqrt(math.pi * variances))).detach()
+    none, no_index = variances[:0], species[:0]
+    no_mesh = SpeciesMesh(atoms=Stencil(index=no_index, weights=none), filters=none, shape=[0])
+    return ChargeOperator(
+        periodic=False,
+        diagonal=hardness,
+        pairs=no_index.view(2, 0),
+        pair_weights=none,
+        mesh=no_mesh,
+        coarse=no_mesh,
+        inverse_diagonal=inverse,
+        jacobi=inverse,
+        slab_factor=none,
+        slab_z=none,
+        slab_shift=none,
+        positions=graph.positions[begin:end],
+        variances=variances,
+        max_terms=interactions.parameters.max_terms,
+    )
+
+
+def periodic_operator(interactions: Interactions, structure: int) -> ChargeOperator:
+    """
+    :param interactions: of the batch
+    :param structure: number of a periodic structure or a slab
+    :return: its matrix A
+    """
+    graph, parameters = interactions.graph, interactions.parameters
+    boundaries = graph.boundaries
+    begin, end = boundaries.first[structure], boundaries.first[structure + 1]
+    species, positions = graph.species[begin:end], graph.positions[begin:end]
+    device = positions.device
+
+    pairs = torch.zeros([2, 0], dtype=torch.long, device=device)
+    pair_weights = interactions.pair_weights[:0]
+    if interactions.uses_pairs:
+        pairs = torch.stack([graph.centers, graph.neighbors])
+        pair_weights = interactions.pair_weights
+        if len(boundaries.counts) > 1:
+            mine = torch.nonzero((pairs[0] >= begin) & (pairs[0] < end)).squeeze(1)
+            pairs, pair_weights = pairs[:, mine] - begin, pair_weights[mine]
+
+    # species are numbered among those of the structure
+    present = torch.tensor(graph.structure_species[structure], device=device)
+    places = torch.zeros(interactions.variances.size(0), dtype=torch.long, device=device)
+    places[present] = torch.arange(present.size(0), device=device)
+    local = places[species]
+    crystal = Crystal(
+        positions=positions,
+        species=local,
+        cell=boundaries.cells[structure],
+        volume=boundaries.volumes[structure],
+        lengths=boundaries.lengths[structure],
+    )
+    hardness, variances = interactions.hardness[present], interactions.variances[present]
+    sums = variances.unsqueeze(0) + variances.unsqueeze(1)
+    wide = torch.clamp(sums, min=parameters.smearing**2)
+    mesh = species_mesh(
+        crystal, wide, wide - sums, parameters.mesh_spacing, parameters.spline_order
+    )
+    diagonal = hardness + torch.rsqrt(math.pi * variances)
+    coarse, inverse = kerker_mesh(
+        detached_crystal(crystal),
+        variances.detach(),
+        hardness.detach(),
+        diagonal.detach(),
+        interactions.angstrom,
+    )
+    slab_z, slab_shift = variances[:0], variances[:0]
+    if boundaries.dimensions[structure] == 2:
+        z = (positions * boundaries.normals[structure]).sum(dim=1)
+        # only differences of z enter: a central origin avoids cancellation
+        slab_z = z - z.mean().detach()
+        slab_shift = variances[local] + boundaries.heights[structure] ** 2 / 12.0
+    return ChargeOperator(
+        periodic=True,
+        diagonal=hardness[local] + self_weights(variances, parameters.smearing)[local],
+        pairs=pairs,
+        pair_weights=pair_weights,
+        mesh=mesh,
+        coarse=coarse,
+        inverse_diagonal=inverse[local],
+        jacobi=(1.0 / diagonal)[local].detach(),
+        slab_factor=slab_factors(boundaries.heights[structure], boundaries.volumes[structure]),
+        slab_z=slab_z,
+        slab_shift=slab_shift,
+        positions=positions,
+        variances=variances[local],
+        max_terms=parameters.max_terms,
+    )
+
+
+def detached_crystal(crystal: Crystal) -> Crystal:
+    """The same structure without derivatives."""
+    return Crystal(
+        positions=crystal.positions.detach(),
+        species=crystal.species,
+        cell=crystal.cell.detach(),
+        volume=crystal.volume.detach(),
+        lengths=crystal.lengths,
+    )
+
+
+def detached(operator: ChargeOperator) -> ChargeOperator:
+    """The same operator without derivatives."""
+    mesh = operator.mesh
+    atoms = Stencil(index=mesh.atoms.index, weights=mesh.atoms.weights.detach())
+    return ChargeOperator(
+        periodic=operator.periodic,
+        diagonal=operator.diagonal.detach(),
+        pairs=operator.pairs,
+        pair_weights=operator.pair_weights.detach(),
+        mesh=SpeciesMesh(atoms=atoms, filters=mesh.filters.detach(), shape=mesh.shape),
+        coarse=operator.coarse,
+        inverse_diagonal=operator.inverse_diagonal,
+        jacobi=operator.jacobi,
+        slab_factor=operator.slab_factor.detach(),
+        slab_z=operator.slab_z.detach(),
+        slab_shift=operator.slab_shift.detach(),
+        positions=operator.positions.detach(),
+        variances=operator.variances.detach(),
+        max_terms=operator.max_terms,
+    )

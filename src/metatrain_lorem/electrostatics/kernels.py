@@ -1,0 +1,120 @@
+r"""Interactions of the lattice sums, as potentials of torch-pme.
+
+One such object holds every term of one interaction: in real space, in reciprocal space, of a charge
+with its own Gaussian, of the background. A model's potentials are
+:math:`V_i = \frac12 \sum_j q_j v(r_{ij})`, hence the ``prefactor``.
+"""
+
+import math
+
+import torch
+import torchpme
+
+PREFACTOR = 0.5
+
+
+def _derived(potential: torch.nn.Module) -> None:
+    """Keep what follows from hyperparameters out of checkpoints."""
+    for name in ("smearing", "prefactor"):
+        potential.register_buffer(name, getattr(potential, name), persistent=False)
+
+
+class ErfcCoulomb(torchpme.CoulombPotential):
+    r""":math:`v(r) = 1/r`.
+
+    torch-pme takes the real-space part as :math:`1/r - \mathrm{erf}(r / \sqrt 2 \sigma) / r`, which
+    in single precision leaves an error of 1e-7/r at any distance; here it is evaluated as erfc.
+
+    :param smearing: width of the Gaussians that split the sum, Å
+    """
+
+    def __init__(self, smearing: float) -> None:
+        super().__init__(smearing=smearing, prefactor=PREFACTOR)
+        _derived(self)
+
+    def sr_from_dist(
+        self, dist: torch.Tensor, pair_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        :param dist: distances, any shape, Å
+        :param pair_mask: factors of the pairs
+        :return: what point charges interact more than Gaussians, 1/Å
+        """
+        result = torch.erfc(dist / (math.sqrt(2.0) * self.smearing)) * (self.prefactor / dist)
+        if pair_mask is not None:
+            result = result * pair_mask
+        return result
+
+
+class SmoothDispersion(torchpme.InversePowerLawPotential):
+    r""":math:`v(r) = P(3, r^2 / 2 \sigma^2) / r^6`, which is :math:`1/r^6` at distance and smooth at
+    zero.
+
+    P is the regularised incomplete gamma function. This is the long-range part of torch-pme's
+    :math:`1/r^6`, whose rest, the singularity, is left to the short-range part of the model; beyond
+    four smearings it differs from :math:`1/r^6` by less than 1.4 %, beyond five by 3e-4. Its own
+    forms of torch-pme's functions, for the fixed exponent: those compare it as a tensor, which stops
+    a GPU, and go through powers that overflow in single precision.
+
+    :param smearing: distance below which the interaction levels off, Å
+    """
+
+    def __init__(self, smearing: float) -> None:
+        super().__init__(exponent=6, smearing=smearing, prefactor=PREFACTOR)
+        _derived(self)
+        self.register_buffer("exponent", self.exponent, persistent=False)
+
+    def from_dist(
+        self, dist: torch.Tensor, pair_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        :param dist: distances, not zero, any shape, Å
+        :param pair_mask: factors of the pairs
+        :return: the whole interaction, 1/Å⁶
+        """
+        x = 0.5 * (dist / self.smearing) ** 2
+        # the gamma function's expansion in x cancels where x is small; its series does not
+        near = torch.clamp(x, max=1.0)
+        term = torch.ones_like(x) / 6.0
+        series = term
+        for n in range(1, 16):
+            term = term * near / (3.0 + n)
+            series = series + term
+        far = torch.clamp(x, min=1.0)
+        closed = (1.0 - torch.exp(-far) * (1.0 + far + 0.5 * far * far)) / (far * far * far)
+        shape = torch.where(x < 1.0, series * torch.exp(-near), closed)
+        result = self.prefactor / (2.0 * self.smearing**2) ** 3 * shape
+        if pair_mask is not None:
+            result = result * pair_mask
+        return result
+
+    def sr_from_dist(
+        self, dist: torch.Tensor, pair_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Nothing, see the class."""
+        return torch.zeros_like(dist)
+
+    def lr_from_k_sq(self, k_sq: torch.Tensor) -> torch.Tensor:
+        r"""
+        :math:`\frac{\pi^{3/2}}{\Gamma(3)} (2 \sigma^2)^{-3/2} \frac13 \left[(2 - 4z) e^{-z} +
+        4 \sqrt\pi z^{3/2} \mathrm{erfc} \sqrt z\right]` with :math:`z = \sigma^2 k^2 / 2`, as in
+        torch-pme.
+
+        :param k_sq: squares of wave vectors, any shape, 1/Å²
+        :return: 1/Å³
+        """
+        # beyond that it underflows; the root has no derivative at zero
+        z = torch.clamp(0.5 * self.smearing**2 * k_sq, min=1e-12, max=1e4)
+        root = torch.sqrt(z)
+        kernel = (2.0 - 4.0 * z) * torch.exp(-z)
+        kernel = kernel + 4.0 * math.sqrt(math.pi) * z * root * torch.erfc(root)
+        scale = self.prefactor * (math.pi**1.5 / 6.0) * (2.0 * self.smearing**2) ** -1.5
+        return scale * kernel
+
+    def self_contribution(self) -> torch.Tensor:
+        """The interaction at distance zero, 1/Å⁶."""
+        return self.prefactor / 6.0 / (2.0 * self.smearing**2) ** 3
+
+    def background_correction(self) -> torch.Tensor:
+        """The term of k = 0, which is finite: negative, as backgrounds are subtracted; 1/Å³."""
+        return -0.5 * self.lr_from_k_sq(torch.zeros_like(self.smearing))
