@@ -371,9 +371,14 @@ def test_later_metatrain_with_other_internals(bare, tmp_path, modules):
     assert result.stderr.count("UserWarning") == 1
 
 
-def test_later_metatrain_without_a_function_of_the_model(bare, tmp_path):
+@pytest.mark.parametrize("late", [False, True])
+def test_later_metatrain_without_a_function_of_the_model(bare, tmp_path, late):
+    """Missed by the package itself, or by its model, which it imports when asked for it."""
     other = write_package(tmp_path, utils="", utils__architectures=REGISTRY, utils__hypers="")
-    (tmp_path / "metatrain_lorem.py").write_text("from metatrain.utils.hypers import moved")
+    source = "from metatrain.utils.hypers import moved"
+    if late:
+        source = f"def __getattr__(name):\n    if name == '__model__':\n        {source}"
+    (tmp_path / "metatrain_lorem.py").write_text(source)
     message = message_of_import(bare, other)
     assert re.search(VERSIONS, message)
     assert "cannot import name 'moved' from 'metatrain.utils.hypers'" in message
