@@ -28,7 +28,7 @@ from metatrain.utils.data.target_info import get_energy_target_info
 from torch_models import CHLORINE, SODIUM, new_model, no_such_model
 from torch_worker import DTYPES, Evaluation
 
-from metatrain_lorem.lammps import build
+from metatrain_lorem.engines.lammps import build
 
 WARM_UP = 5
 """Steps and evaluations before the first measurement: TorchScript compiles."""

@@ -14,7 +14,7 @@ from metatrain.utils.data import DatasetInfo
 from metatrain.utils.data.target_info import TargetInfo, get_energy_target_info
 from metatrain.utils.io import load_model
 
-from metatrain_lorem.convert.lorem_jax import convert
+from metatrain_lorem.commands.convert_lorem_jax.conversion import convert
 from metatrain_lorem.trainer import Trainer
 
 SODIUM, CHLORINE = 11, 17

@@ -11,9 +11,9 @@ From the repository's root:
 import sys
 from pathlib import Path
 
-from metatrain_lorem.parity import plot_parity
-from metatrain_lorem.report import evaluate
-from metatrain_lorem.report_table import errors, format_table
+from metatrain_lorem.commands.report.evaluation import evaluate
+from metatrain_lorem.commands.report.parity_plot import plot_parity
+from metatrain_lorem.commands.report.table import errors, format_table
 
 ROOT = Path(__file__).resolve().parents[1]
 TEST_SET = ROOT / "options" / "data" / "nacl-clusters-test.xyz"

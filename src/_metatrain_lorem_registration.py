@@ -7,10 +7,7 @@ architecture. ``metatrain_lorem.pth`` imports this module whenever Python starts
 * ``metatrain.lorem`` and its submodules *are* the modules of ``metatrain_lorem``, the same
   objects under a second name;
 * ``metatrain.utils.architectures`` lists ``lorem``;
-* ``mtt eval``, which takes all data that share a name with an output of the model for its labels,
-  leaves the total charge ``charge``, an input, to models that have the output ``charge`` too;
-* under ``torchrun``, which metatrain does not know, one process writes the files of ``mtt train``
-  and all draw the same default seed.
+* ``metatrain_lorem.integration`` can mend what metatrain gets wrong in runs of ``lorem``.
 
 All this happens when metatrain is imported. Before that nothing but :py:mod:`sys` may be touched
 here: every Python of the environment pays for this file, with or without metatrain.
@@ -21,13 +18,20 @@ import sys
 ALIAS = "metatrain.lorem"
 PACKAGE = "metatrain_lorem"
 REGISTRY = "metatrain.utils.architectures"
-RANKS = "metatrain.utils.distributed.logging"
-EVALUATION = "metatrain.cli.eval"
 REGISTRY_FUNCTIONS = ("find_all_architectures", "get_architecture_path")
+# one function in each of these modules, and what in metatrain_lorem.integration wraps it
+WRAPPED = {
+    "metatrain.cli.train": ("check_architecture_options", "begin_run"),
+    "metatrain.utils.distributed.logging": ("is_main_process", "write_from_one_process"),
+    "metatrain.cli.eval": ("_eval_targets", "tell_inputs_from_labels"),
+}
 
 
 class LoremFinder:
     """Meta path finder of ``metatrain.lorem``, and of the modules of metatrain to act on."""
+
+    # modules that the other finders are being asked for
+    asked = set()
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
@@ -38,18 +42,17 @@ class LoremFinder:
         :param target: module about to be reloaded
         :return: the spec, or ``None`` to leave the import to the other finders
         """
-        if not name.startswith("metatrain"):
+        # another package's finder of this kind asks us in turn
+        if not name.startswith("metatrain") or name in cls.asked:
             return None
         if name == ALIAS or name.startswith(ALIAS + "."):
             return _alias_spec(name)
         if name == "metatrain":
-            action = _prepare_metatrain
+            action = _warn_of_obstacle
         elif name == REGISTRY:
             action = _list_lorem
-        elif name == EVALUATION:
-            action = _tell_inputs_from_labels
-        elif name == RANKS:
-            action = _write_from_one_process
+        elif name in WRAPPED:
+            action = _wrap
         else:
             return None
         spec = _spec_from_others(name, path)
@@ -94,7 +97,9 @@ class _AliasLoader:
         # importlib hands out what it finds in sys.modules after this call
         name = module.__spec__.name
         try:
-            sys.modules[name] = importlib.import_module(_name_in_package(name))
+            sys.modules[name] = original = importlib.import_module(_name_in_package(name))
+            # the package imports its model when asked for it; here is where a misfit is told
+            getattr(original, "__model__", None)
         except ImportError as error:
             if error.name is None or error.name.split(".")[0] != "metatrain":
                 raise
@@ -119,12 +124,15 @@ def _alias_spec(name):
 
 
 def _spec_from_others(name, path):
-    """Spec of a module as Python would find it without this one."""
-    for finder in sys.meta_path:
-        if finder is not LoremFinder and hasattr(finder, "find_spec"):
-            spec = finder.find_spec(name, path)
+    """Spec of a module as the finders after ours know it."""
+    LoremFinder.asked.add(name)
+    try:
+        for finder in sys.meta_path[sys.meta_path.index(LoremFinder) + 1 :]:
+            spec = finder.find_spec(name, path) if hasattr(finder, "find_spec") else None
             if spec is not None:
                 return spec
+    finally:
+        LoremFinder.asked.discard(name)
     return None
 
 
@@ -163,15 +171,6 @@ def _misfit(reason):
         f"the installed metatrain {installed} {reason}. Install a version that it was tested with "
         f"(`pip install '{needed}'`), a newer metatrain-lorem, or uninstall metatrain-lorem."
     )
-
-
-def _prepare_metatrain(metatrain):
-    """What is to be done on import of metatrain.
-
-    :param metatrain: the module, just executed
-    """
-    _warn_of_obstacle(metatrain)
-    _share_default_seed(metatrain)
 
 
 def _warn_of_obstacle(metatrain):
@@ -220,64 +219,21 @@ def _list_lorem(registry):
     registry.get_architecture_path = get_architecture_path
 
 
-def _share_default_seed(metatrain):
-    """Give the processes of a distributed run one default seed, hence one split of the data.
+def _wrap(module):
+    """Wrap a function of metatrain by one of the package.
 
-    metatrain draws ``RANDOM_SEED`` in each process, for options that set no ``seed``.
-
-    :param metatrain: the module, just executed
-    """
-    import os
-
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        run = os.environ["TORCHELASTIC_RUN_ID"] + os.environ.get("MASTER_PORT", "")
-    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
-        run = os.environ.get("SLURM_JOB_ID", "")
-    else:
-        return
-    if hasattr(metatrain, "RANDOM_SEED"):
-        import zlib
-
-        metatrain.RANDOM_SEED = zlib.crc32(run.encode())
-
-
-def _write_from_one_process(ranks):
-    """Let ``mtt`` write its folder, log and model from one process of ``torchrun``.
-
-    :param ranks: the module, just executed, which knows the ranks of SLURM only
-    """
-    import os
-
-    # within a SLURM job, torchrun's processes share the rank that SLURM gave to their launcher
-    if "TORCHELASTIC_RUN_ID" in os.environ and hasattr(ranks, "is_main_process"):
-        ranks.is_main_process = lambda: os.environ.get("RANK", "0") == "0"
-
-
-def _tell_inputs_from_labels(evaluation):
-    """Keep extra data that are no labels out of the labels of an evaluation.
-
-    :param evaluation: the module, just executed
+    :param module: the module of the function, just executed
     """
     from functools import wraps
+    from importlib import import_module
 
-    if not (hasattr(evaluation, "_eval_targets") and hasattr(evaluation, "CollateFn")):
-        return
-    evaluate, collate = evaluation._eval_targets, evaluation.CollateFn
-
-    @wraps(evaluate)
-    def eval_targets(model, dataset, options, *args, **kwargs):
-        def labels_only(target_keys, *others, **more):
-            inputs = model.requested_inputs(use_new_names=True)
-            labels = [key for key in target_keys if key in options and key not in inputs]
-            return collate(labels, *others, **more)
-
-        evaluation.CollateFn = labels_only
-        try:
-            return evaluate(model, dataset, options, *args, **kwargs)
-        finally:
-            evaluation.CollateFn = collate
-
-    evaluation._eval_targets = eval_targets
+    name, wrapper = WRAPPED[module.__name__]
+    if hasattr(module, name):
+        original = getattr(module, name)
+        wrap = getattr(import_module(PACKAGE + ".integration"), wrapper)
+        setattr(module, name, wraps(original)(wrap(original)))
 
 
+# reloaded, this module takes the place of its former self
+sys.meta_path[:] = [f for f in sys.meta_path if getattr(f, "__module__", None) != __name__]
 sys.meta_path.insert(0, LoremFinder)

@@ -18,7 +18,11 @@ import torch
 from metatomic.torch import ModelOutput, System, systems_to_torch
 from metatrain.utils.neighbor_lists import get_system_with_neighbor_lists
 
-from metatrain_lorem.convert.lorem_jax import build_model, read_hypers, read_parameters
+from metatrain_lorem.commands.convert_lorem_jax.conversion import (
+    build_model,
+    read_hypers,
+    read_parameters,
+)
 
 GOLDEN = Path(__file__).parent / "golden" / "lorem_jax"
 OWN_SETTINGS = ["plain", "message_passing", "scalar_message_passing", "short_range", "zero_start"]

@@ -218,6 +218,119 @@ def test_system_site_packages(tmp_path, wheel, also_in_venv):
     assert result.stdout.startswith(str(expected.site_packages))
 
 
+# --- another package that hooks metatrain in the same way
+
+
+# as ours was at first: its finder asks all others, and expects no such finder among them
+NAIVE = """
+import sys
+from functools import wraps
+from importlib.machinery import ModuleSpec
+
+class Loader:
+    def __init__(self, loader): self.loader = loader
+    def create_module(self, spec): return self.loader.create_module(spec)
+    def exec_module(self, module):
+        self.loader.exec_module(module)
+        original = module.find_all_architectures
+        module.find_all_architectures = wraps(original)(lambda: [*original(), "dummy"])
+
+class Alias:
+    def create_module(self, spec):
+        import metatrain_dummy
+        return metatrain_dummy
+    def exec_module(self, module): pass
+
+class DummyFinder:
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name == "metatrain.dummy":
+            return ModuleSpec(name, Alias())
+        if name != "metatrain.utils.architectures":
+            return None
+        for finder in sys.meta_path:
+            if finder is not DummyFinder and hasattr(finder, "find_spec"):
+                spec = finder.find_spec(name, path)
+                if spec is not None:
+                    spec.loader = Loader(spec.loader)
+                    return spec
+
+sys.meta_path.insert(0, DummyFinder)
+"""
+
+SIDE_BY_SIDE = """
+import metatrain.dummy, metatrain_dummy
+assert metatrain.dummy.name == metatrain_dummy.name == "dummy"
+for find_all in (architectures.find_all_architectures, io.find_all_architectures):
+    assert find_all().count("dummy") == 1
+assert architectures.get_architecture_path("lorem").name == "metatrain_lorem"
+architectures.get_default_hypers("pet")
+"""
+
+# who writes, in the second of two processes
+RUNS = """
+import os
+import sys
+from pathlib import Path
+os.environ.update(TORCHELASTIC_RUN_ID="1", RANK="1")
+from metatrain.utils.distributed.logging import is_main_process
+from metatrain_dummy.integration import _architecture_on_command_line as theirs
+from metatrain_lorem.integration import _architecture_on_command_line as ours
+for name in ("dummy", "lorem", "pet"):
+    sys.argv = ["mtt", "train", f"{name}.yaml"]
+    Path(sys.argv[2]).write_text(f"architecture: {{name: {name}}}")
+    theirs.cache_clear()
+    ours.cache_clear()
+    assert is_main_process() == (name == "pet")
+"""
+
+
+@pytest.mark.parametrize("recipe", ["ours", "naive"])
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_second_plugin_beside_ours(tmp_path, wheel, recipe, order):
+    """Whichever of the two is imported first when Python starts."""
+
+    def renamed(path):
+        source = (REPOSITORY / "src" / path).read_text()
+        return source.replace("lorem", "dummy").replace("Lorem", "Dummy")
+
+    registration = renamed("_metatrain_lorem_registration.py") if recipe == "ours" else NAIVE
+    environment = Environment(tmp_path / "venv")
+    environment.pip("install", "--no-deps", wheel)
+    environment.add(link_packages(tmp_path / "packages"))
+    site_packages = environment.site_packages
+    (site_packages / "metatrain_dummy").mkdir()
+    (site_packages / "metatrain_dummy" / "__init__.py").write_text("name = 'dummy'")
+    integration = renamed("metatrain_lorem/integration.py")
+    (site_packages / "metatrain_dummy" / "integration.py").write_text(integration)
+    (site_packages / "_metatrain_dummy_registration.py").write_text(registration)
+    # read in the order of the alphabet
+    start = site_packages / ("a.pth" if order == "first" else "z.pth")
+    start.write_text("import _metatrain_dummy_registration\n")
+
+    code = "import sys; print([f.__name__ for f in sys.meta_path if 'registr' in f.__module__])"
+    expected = (
+        ["LoremFinder", "DummyFinder"] if order == "first" else ["DummyFinder", "LoremFinder"]
+    )
+    assert environment.run("-c", code).stdout == f"{expected}\n"
+    runs = RUNS if recipe == "ours" else ""
+    environment.run("-W", "error::UserWarning:_metatrain", "-c", REGISTERED + SIDE_BY_SIDE + runs)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_reload(tmp_path, when):
+    """Of the registration before or after metatrain is there; then of a module that it wraps."""
+    reload = "import importlib, _metatrain_lorem_registration as r; importlib.reload(r)"
+    code = "\n".join([reload, REGISTERED] if when == "before" else [REGISTERED, reload])
+    code += """
+import importlib
+importlib.reload(architectures)
+assert architectures.find_all_architectures().count("lorem") == 1
+assert sum(f.__name__ == "LoremFinder" for f in sys.meta_path if isinstance(f, type)) == 1
+"""
+    run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(REPOSITORY / "src"))
+
+
 # --- a metatrain that this package does not fit
 
 
@@ -258,9 +371,14 @@ def test_later_metatrain_with_other_internals(bare, tmp_path, modules):
     assert result.stderr.count("UserWarning") == 1
 
 
-def test_later_metatrain_without_a_function_of_the_model(bare, tmp_path):
+@pytest.mark.parametrize("late", [False, True])
+def test_later_metatrain_without_a_function_of_the_model(bare, tmp_path, late):
+    """Missed by the package itself, or by its model, which it imports when asked for it."""
     other = write_package(tmp_path, utils="", utils__architectures=REGISTRY, utils__hypers="")
-    (tmp_path / "metatrain_lorem.py").write_text("from metatrain.utils.hypers import moved")
+    source = "from metatrain.utils.hypers import moved"
+    if late:
+        source = f"def __getattr__(name):\n    if name == '__model__':\n        {source}"
+    (tmp_path / "metatrain_lorem.py").write_text(source)
     message = message_of_import(bare, other)
     assert re.search(VERSIONS, message)
     assert "cannot import name 'moved' from 'metatrain.utils.hypers'" in message

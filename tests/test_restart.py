@@ -15,7 +15,7 @@ import pytest
 import torch
 from ase.calculators.morse import MorsePotential
 
-import metatrain_lorem  # noqa: F401  (its import makes the classes in checkpoints known)
+import metatrain_lorem.model  # noqa: F401  (its import makes the classes in checkpoints known)
 
 OPTIONS = """
 seed: 5

@@ -16,7 +16,7 @@ from metatrain.utils.errors import ArchitectureError
 from metatrain.utils.io import load_model
 from omegaconf import OmegaConf
 
-from metatrain_lorem.set_charge import set_charge
+from metatrain_lorem.commands.set_charge import set_charge
 
 EQUILIBRATED = {"charge_equilibration": {"enable": True, "accuracy": 1e-4}}
 MODELS = {

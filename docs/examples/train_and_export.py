@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from example_model import EXAMPLES, FOLDER, ROOT
 
-from metatrain_lorem.report import evaluate
+from metatrain_lorem.commands.report.evaluation import evaluate
 
 # %%
 # Data

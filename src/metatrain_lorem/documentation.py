@@ -46,7 +46,7 @@ from typing import Literal
 from metatrain.utils.hypers import init_with_defaults
 from typing_extensions import TypedDict
 
-from .trainer_hypers import TrainerHypers
+from .training.hypers import TrainerHypers
 
 __all__ = [
     "ChargeEquilibrationHypers",

@@ -13,7 +13,6 @@ from metatrain.utils.data import get_num_workers, validate_num_workers
 from metatrain.utils.metrics import get_selected_metric
 from torch.utils.data import Dataset
 
-from .trainer_hypers import TrainerHypers
 from .training.batches import TrainingBatches, ValidationBatches, build_collate
 from .training.checkpoint_files import write_checkpoint
 from .training.datasets import (
@@ -26,6 +25,7 @@ from .training.datasets import (
 )
 from .training.distributed import Processes, start_processes
 from .training.epoch import Evaluator, naming_structures, train_epoch, validation_epoch
+from .training.hypers import TrainerHypers
 from .training.loss import GlobalLoss
 from .training.memory import check_memory
 from .training.optimizers import build_optimizers, load_states, set_learning_rate

@@ -18,7 +18,7 @@ pytest.importorskip("ipi", reason="needs i-PI: pip install ipi")
 # and the force's differ from those of CODATA by 1e-7
 from ipi.utils.units import unit_to_internal  # noqa: E402
 
-import metatrain_lorem.ipi_driver as driver_module  # noqa: E402
+import metatrain_lorem.engines.ipi_driver as driver_module  # noqa: E402
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "ipi"
 BIN = Path(sys.executable).parent

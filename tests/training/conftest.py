@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from metatrain_lorem.documentation import ModelHypers
 from metatrain_lorem.model import Lorem
 from metatrain_lorem.trainer import Trainer
-from metatrain_lorem.trainer_hypers import TrainerHypers
+from metatrain_lorem.training.hypers import TrainerHypers
 
 MODEL_HYPERS = {
     "cutoff": 3.0,

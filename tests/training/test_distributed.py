@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,34 @@ def test_torchrun_of_mtt_writes_each_file_once(small, tmp_path):
         "model_1.ckpt",
         "model.ckpt",
     }
+    assert len((folder / "train.csv").read_text().splitlines()) == 2 + 2
+    assert (tmp_path / "model.pt").exists()
+
+
+@pytest.mark.slow
+def test_slurm_job_of_mtt_writes_each_file_once(small, tmp_path):
+    """Two tasks as SLURM would start them; the options give no seed."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    options = OPTIONS.replace("training: {", f"training: {{distributed_port: {port}, ")
+    (tmp_path / "options.yaml").write_text(options)
+    job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "localhost"}
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "metatrain", "train", "options.yaml"],
+            cwd=tmp_path,
+            env={**ENVIRONMENT, **job, "SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    outputs = [task.communicate(timeout=300)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], "\n".join(outputs)
+    assert "Training in torch.float64 on 2 processes" in outputs[0]
+    (folder,) = (tmp_path / "outputs").glob("*/*")
     assert len((folder / "train.csv").read_text().splitlines()) == 2 + 2
     assert (tmp_path / "model.pt").exists()
 

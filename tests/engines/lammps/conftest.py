@@ -17,7 +17,7 @@ import pytest
 from ase.calculators.lammps import Prism
 from metatomic_ase import MetatomicCalculator
 
-from metatrain_lorem.lammps import build
+from metatrain_lorem.engines.lammps import build
 
 spec = importlib.util.spec_from_file_location(
     "small_models", Path(__file__).parents[2] / "conftest.py"

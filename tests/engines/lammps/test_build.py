@@ -7,7 +7,7 @@ from importlib import metadata
 import pytest
 
 from metatrain_lorem.__main__ import main
-from metatrain_lorem.lammps import build
+from metatrain_lorem.engines.lammps import build
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from metatomic.torch import ModelOutput
 
-from metatrain_lorem.lammps import build
+from metatrain_lorem.engines.lammps import build
 
 KCAL_MOL = 23.060549
 """In an eV, as LAMMPS converts between its units metal and real."""

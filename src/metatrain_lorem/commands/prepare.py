@@ -1,9 +1,10 @@
-"""Names of charges and dipoles that metatrain can read, and checks of their values.
+"""``prepare``: names of charges and dipoles that metatrain can read, and checks of their values.
 
 ASE moves ``charges`` and ``dipole`` of an extended XYZ file into a calculator, where metatrain's
 reader looks for energy, forces and stress only.
 """
 
+import argparse
 import os
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,47 @@ from .prepare_summary import Summary
 
 ROUNDING_LIMIT = 0.1
 """Largest distance in e of a sum of atomic charges from the integer that is taken for it."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command.
+
+    :param parser: of the command line
+    """
+    parser.description = (
+        "Rename what ASE hides from metatrain: charges and initial_charges become the "
+        "column atomic_charge, dipole becomes dipole_moment, total_charge becomes charge. "
+        "Everything else stays. Dipole moments of periodic structures are left out."
+    )
+    parser.add_argument("input", help="structures, e.g. xyz (charges in e, dipoles in e Å)")
+    parser.add_argument("output", help="file to write (.xyz)")
+    parser.add_argument(
+        "--total-charge-from-sum",
+        action="store_true",
+        help="where there is no total charge, take the rounded sum of atomic charges",
+    )
+    parser.add_argument(
+        "--dipole-origin",
+        choices=("center-of-mass", "coordinates"),
+        default="center-of-mass",
+        help="point that the dipole moments in the file refer to; from the origin of the "
+        "coordinates they are moved to the centre of mass (default: %(default)s)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the file with other names and print what was found.
+
+    :param arguments: as :func:`add_arguments` names them
+    :raises ValueError: as :func:`prepare_file`
+    """
+    summary = prepare_file(
+        arguments.input,
+        arguments.output,
+        total_charge_from_sum=arguments.total_charge_from_sum,
+        dipoles_about_origin=arguments.dipole_origin == "coordinates",
+    )
+    print(summary)
 
 
 def prepare_file(

@@ -6,8 +6,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from .report import Evaluation
-from .report_table import errors
+from .evaluation import Evaluation
+from .table import errors
 
 # blue and orange stay apart for colour-blind readers and in grey
 COLORS = ("#d95f02", "#1f4e8c", "#4d9221")

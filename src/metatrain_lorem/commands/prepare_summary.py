@@ -1,4 +1,4 @@
-"""What was found in a file by :func:`metatrain_lorem.prepare.prepare`, in words."""
+"""What was found in a file by :func:`metatrain_lorem.commands.prepare.prepare`, in words."""
 
 from dataclasses import dataclass, field
 

@@ -24,6 +24,9 @@ class FinetuneHypers(TypedDict):
 class TrainerHypers(TypedDict):
     """Hyperparameters for training LOREM models."""
 
+    distributed: NotRequired[Literal[True]]
+    """Need not be set: distributed training starts by itself, see ``distributed_port``. By this
+    entry metatrain tells which architectures may be trained by SLURM jobs of several tasks."""
     distributed_port: int = 39591
     """Port through which the processes of a distributed SLURM job find each other.
 

@@ -1,18 +1,39 @@
-"""A total charge built into a checkpoint, for engines that can't give one to a model."""
+"""``set-charge``: a total charge built into a checkpoint, for engines that can't give one to a
+model."""
 
+import argparse
 import logging
 import math
 import pickle
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from .model import Lorem
-from .training.checkpoint_files import write_checkpoint
-
 RANGE_TOLERANCE = 1e-3
 """Margin in e around the trained range: a model in float32 has rounded it."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command.
+
+    :param parser: of the command line
+    """
+    parser.description = (
+        "Write a checkpoint whose exported model has one total charge for all "
+        "structures. It runs in engines that give a model no total charge."
+    )
+    parser.add_argument("checkpoint", help="checkpoint of a model that was trained (.ckpt)")
+    parser.add_argument("--total-charge", type=float, required=True, help="in e")
+    parser.add_argument("-o", "--output", required=True, help="checkpoint to write (.ckpt)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Build a total charge in.
+
+    :param arguments: as :func:`add_arguments` names them
+    :raises ValueError: as :func:`set_charge`
+    :raises OSError: if a file can't be read or written
+    """
+    set_charge(arguments.checkpoint, arguments.total_charge, arguments.output)
 
 
 def set_charge(checkpoint_path: str | Path, total_charge: float, output_path: str | Path) -> None:
@@ -25,6 +46,8 @@ def set_charge(checkpoint_path: str | Path, total_charge: float, output_path: st
     :raises ValueError: for a total charge that is not finite, for a file that is not such a
         checkpoint, and if the output is the input
     """
+    from ..training.checkpoint_files import write_checkpoint  # imports PyTorch
+
     if not math.isfinite(total_charge):
         raise ValueError(f"the total charge must be a finite number: {total_charge}")
     if Path(output_path).resolve() == Path(checkpoint_path).resolve():
@@ -50,6 +73,10 @@ def set_charge(checkpoint_path: str | Path, total_charge: float, output_path: st
 
 def _load(path: Path) -> dict[str, Any]:
     """The checkpoint in a file, in the current version."""
+    import torch
+
+    from ..model import Lorem
+
     if path.suffix == ".pt":
         raise ValueError(f"{path} is an exported model; give the checkpoint (.ckpt) it came from")
     try:

@@ -21,8 +21,8 @@ from metatomic.torch import (
 from metatrain.utils.data.target_info import get_energy_target_info, get_generic_target_info
 
 from metatrain_lorem.__main__ import main
-from metatrain_lorem.report import evaluate
-from metatrain_lorem.report_table import errors
+from metatrain_lorem.commands.report.evaluation import evaluate
+from metatrain_lorem.commands.report.table import errors
 
 
 class SpringsAndCharge(torch.nn.Module):

@@ -13,8 +13,8 @@ from metatrain.utils.data.target_info import get_energy_target_info, get_generic
 from metatrain.utils.io import load_model
 
 from metatrain_lorem.__main__ import main
+from metatrain_lorem.commands.set_charge import set_charge
 from metatrain_lorem.model import Lorem
-from metatrain_lorem.set_charge import set_charge
 from metatrain_lorem.trainer import Trainer
 
 SMALL = {

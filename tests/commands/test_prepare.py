@@ -10,7 +10,7 @@ from metatrain.utils.omegaconf import expand_dataset_config
 from omegaconf import OmegaConf
 
 from metatrain_lorem.__main__ import main
-from metatrain_lorem.prepare import prepare, prepare_file
+from metatrain_lorem.commands.prepare import prepare, prepare_file
 
 MASS = {"Na": 22.98976928, "Cl": 35.45}  # IUPAC, as in ASE
 POSITIONS = np.array([[0.5, 0.0, 0.0], [2.5, 1.0, 0.0]])

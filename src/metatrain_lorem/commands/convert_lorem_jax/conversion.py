@@ -15,14 +15,14 @@ from metatrain.utils.data import DatasetInfo
 from metatrain.utils.data.target_info import get_energy_target_info
 from metatrain.utils.hypers import init_with_defaults
 
-from ..documentation import LongRangeHypers, ModelHypers
-from ..electrostatics.multipoles import LongRange
-from ..model import Lorem
-from ..nn.density import RadialMixing
-from ..nn.message_passing import MessagePassing
-from ..nn.mlp import Update
-from ..nn.tensor_dense import DegreeLinear, TensorDense, TensorProduct
-from ..trainer import Trainer
+from ...documentation import LongRangeHypers, ModelHypers
+from ...electrostatics.multipoles import LongRange
+from ...model import Lorem
+from ...nn.density import RadialMixing
+from ...nn.message_passing import MessagePassing
+from ...nn.mlp import Update
+from ...nn.tensor_dense import DegreeLinear, TensorDense, TensorProduct
+from ...trainer import Trainer
 
 ARCHITECTURE = "lorem.models.mlip.Lorem"
 BORN_CHARGES = "lorem.models.bec.LoremBEC"

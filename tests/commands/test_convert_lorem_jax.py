@@ -20,7 +20,7 @@ from metatomic.torch import (
 from metatrain.utils.io import load_model
 from metatrain.utils.neighbor_lists import get_system_with_neighbor_lists
 
-from metatrain_lorem.convert.lorem_jax import convert, read_parameters
+from metatrain_lorem.commands.convert_lorem_jax.conversion import convert, read_parameters
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "lorem_jax"
 SETTINGS = ["plain", "message_passing", "scalar_message_passing", "short_range", "zero_start"]

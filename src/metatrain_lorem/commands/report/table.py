@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .report import Evaluation
+from .evaluation import Evaluation
 
 
 def errors(evaluation: Evaluation) -> list[dict[str, str | int | float]]:

