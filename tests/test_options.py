@@ -1,15 +1,20 @@
 """Every file in ``options/`` trains two epochs on a few structures, so that none goes stale."""
 
+import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from metatrain.__main__ import main
 from omegaconf import OmegaConf
 
-OPTIONS = Path(__file__).resolve().parents[1] / "options"
+from metatrain_lorem.report import evaluate
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+OPTIONS = REPOSITORY / "options"
 FILES = sorted(path.name for path in OPTIONS.glob("*.yaml"))
 SMALLER = {
     "model.num_radial": 4,
@@ -52,14 +57,20 @@ def train(folder: Path, name: str, *more: str) -> Path:
     """
     overrides = [f"architecture.{key}={value}" for key, value in SMALLER.items()]
     model = folder / Path(name).with_suffix(".pt").name
-    arguments = ["train", f"options/{name}", "-o", model.name]
+    arguments = [f"options/{name}", "-o", model.name]
     for override in (*overrides, *more):
         arguments += ["-r", override]
-    command = [sys.executable, "-m", "metatrain", *arguments]
-    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stdout + run.stderr
+    mtt_train(folder, *arguments)
     assert model.is_file()
     return model.with_suffix(".ckpt")
+
+
+def mtt_train(folder: Path, *arguments: str) -> None:
+    """Run ``mtt train`` in this process, where everything is imported already."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["mtt", "train", *arguments])
+        main()
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +124,27 @@ def test_only_charges_differ():
         assert quickstart[split]["targets"].pop("mtt::atomic_charge")["key"] == "atomic_charge"
         assert quickstart[split].pop("extra_data")["charge"]["key"] == "charge"
     assert quickstart == long_range
+
+
+def rms(difference):
+    return np.sqrt(np.mean(difference**2))
+
+
+@pytest.mark.slow
+def test_quickstart_is_as_good_as_the_readme_says(tmp_path):
+    """Errors for the test set, in meV and me, and by how much those of two runs may differ."""
+    shutil.copytree(OPTIONS, tmp_path / "options")
+    mtt_train(tmp_path, "options/quickstart.yaml")
+    test = evaluate(tmp_path / "model.pt", OPTIONS / "data" / "nacl-clusters-test.xyz")
+    energies = (test.predicted_energy - test.energy) / test.composition.sum(axis=1)
+    errors = {
+        "meV/atom": rms(energies),
+        "meV/Å": rms(test.predicted_forces - test.forces),
+        "me": rms(test.predicted_atomic_charges - test.atomic_charges),
+    }
+    readme = (REPOSITORY / "README.md").read_text()
+    row = re.search(r"^\|.*options/quickstart\.yaml.*$", readme, re.MULTILINE).group()
+    for (unit, error), scatter in zip(errors.items(), (1.7, 1.1, 1.1), strict=True):
+        claimed = float(re.search(rf"([\d.]+) {unit} \|", row).group(1))
+        print(f"{1000 * error:.2f} {unit}, {claimed} in README.md")
+        assert claimed / scatter < 1000 * error < claimed * scatter

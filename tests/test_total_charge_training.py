@@ -1,15 +1,14 @@
-"""Training with total charges, charges and dipoles; ``small`` is that of tests/training."""
+"""Training with total charges, charges and dipoles."""
 
 import copy
-import importlib.util
 import logging
 import math
-from pathlib import Path
 
 import ase.io
 import numpy as np
 import pytest
 import torch
+from helpers.training import MODEL_HYPERS
 from metatrain.utils.architectures import get_default_hypers
 from metatrain.utils.data import DatasetInfo, get_atomic_types, get_dataset
 from metatrain.utils.io import model_from_checkpoint
@@ -23,13 +22,6 @@ from torch.utils.data import Subset
 from metatrain_lorem.model import Lorem
 from metatrain_lorem.trainer import Trainer
 from metatrain_lorem.training.total_charges import fill_missing
-
-spec = importlib.util.spec_from_file_location(
-    "small_training", Path(__file__).parent / "training" / "conftest.py"
-)
-small_training = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(small_training)
-small = small_training.small
 
 CHARGE, DIPOLE = "mtt::atomic_charge", "mtt::dipole_moment"
 SCALAR = {"quantity": "", "unit": "", "type": "scalar", "num_subtargets": 1, "description": ""}
@@ -69,7 +61,7 @@ def new_model(info, equilibrated=False) -> Lorem:
     hypers = copy.deepcopy(get_default_hypers("lorem")["model"])
     hypers["charge_equilibration"]["enable"] = equilibrated
     torch.manual_seed(3)
-    return Lorem({**hypers, **small_training.MODEL_HYPERS}, info)
+    return Lorem({**hypers, **MODEL_HYPERS}, info)
 
 
 def trainer(small, info, **hypers) -> Trainer:

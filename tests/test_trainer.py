@@ -1,6 +1,5 @@
-"""The trainer as a whole; the fixture ``small`` is that of tests/training."""
+"""The trainer as a whole."""
 
-import importlib.util
 import json
 import logging
 import math
@@ -12,7 +11,7 @@ import ase.io
 import numpy as np
 import pytest
 import torch
-from metatrain.utils.data import DatasetInfo, DiskDataset
+from metatrain.utils.data import DatasetInfo, DiskDataset, get_dataset
 from metatrain.utils.data.dataset import MemmapDataset
 from metatrain.utils.data.writers import DiskDatasetWriter
 from metatrain.utils.io import model_from_checkpoint
@@ -20,13 +19,6 @@ from torch.utils.data import Subset
 
 from metatrain_lorem.trainer import Trainer
 from metatrain_lorem.training import memory
-
-spec = importlib.util.spec_from_file_location(
-    "small_training", Path(__file__).parent / "training" / "conftest.py"
-)
-small_training = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(small_training)
-small = small_training.small
 
 
 def load(path):
@@ -261,7 +253,7 @@ def test_warning_of_missing_forces(small, tmp_path, caplog):
     """The reader drops all forces where it does not find some."""
     options = small.dataset_options(small.file)
     options["targets"]["energy"]["forces"]["key"] = "force"
-    dataset, targets, _ = small_training.get_dataset(options)
+    dataset, targets, _ = get_dataset(options)
     model = small.new_model(DatasetInfo("angstrom", [1, 8], targets))
     small.fit(small.new_trainer(num_epochs=0), model, dataset, dataset, tmp_path)
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
@@ -333,7 +325,7 @@ def test_data_sets_with_different_targets(small, tmp_path):
     both, info = small.read(small.file)
     options = small.dataset_options(small.file)
     options["targets"]["energy"]["forces"] = False
-    energies = small_training.get_dataset(options)[0]
+    energies = get_dataset(options)[0]
     model, trainer = small.new_model(info), small.new_trainer(num_epochs=2)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     trainer.train(

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk, make_supercell
+from helpers import qeq_oracle as oracle
+from helpers.qeq_cases import BOUNDARIES, K_E, NAMES, TYPES, Structures, make_module
 
 from metatrain_lorem.electrostatics import charge_equilibration
 from metatrain_lorem.electrostatics.charge_equilibration import ChargeEquilibration
-
-from . import qeq_oracle as oracle
-from .qeq_cases import BOUNDARIES, K_E, NAMES, TYPES, Structures, make_module
 
 
 def test_parameters_of_the_species():

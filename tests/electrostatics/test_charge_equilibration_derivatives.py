@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-
-from . import qeq_oracle as oracle
-from .qeq_cases import BOUNDARIES, K_E, Energy, Structures, make_module
+from helpers import qeq_oracle as oracle
+from helpers.qeq_cases import BOUNDARIES, K_E, Energy, Structures, make_module
 
 
 @pytest.mark.parametrize("scripted", [False, True], ids=["eager", "scripted"])

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-
-from . import qeq_oracle as oracle
+from helpers import qeq_oracle as oracle
 
 CELL = np.array([[5.2, 0.3, -0.4], [1.6, 4.7, 0.5], [-0.9, 1.1, 5.8]])
 FRACTIONS = np.array(

@@ -14,6 +14,7 @@ from ase.md.nose_hoover_chain import IsotropicMTKNPT
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
+from helpers import away
 from metatomic.torch import ModelOutput
 from metatomic_ase import MetatomicCalculator
 
@@ -252,7 +253,7 @@ print(repr(float(atoms.get_potential_energy())), repr(float(abs(atoms.get_forces
 """
 
 
-def test_the_file_alone(exported, structures, away, tmp_path):
+def test_the_file_alone(exported, structures, tmp_path):
     """Without this package and metatrain, moved, in another folder."""
     atoms = structures["charged"]
     atoms.calc = MetatomicCalculator(exported["qeq_conditional"])
@@ -263,6 +264,7 @@ def test_the_file_alone(exported, structures, away, tmp_path):
     atoms.calc = None
     atoms.write(folder / "atoms.traj")
     command = [sys.executable, "-c", AWAY]
-    done = subprocess.run(command, cwd=folder, env=away, capture_output=True, text=True)
+    environment = away.environment()
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose([float(x) for x in done.stdout.split()], expected, rtol=1e-12)

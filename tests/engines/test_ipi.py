@@ -10,6 +10,7 @@ from pathlib import Path
 import ase
 import numpy as np
 import pytest
+from helpers import away
 from metatomic.torch import ModelOutput
 from metatomic_ase import MetatomicCalculator
 
@@ -69,8 +70,15 @@ def extra(name):
     return f"<trajectory stride='1' filename='{name}' extra_type='{name}'> extras </trajectory>"
 
 
+@pytest.fixture(scope="module")
+def driver() -> str:
+    """Path of our driver, as the command prints it."""
+    command = [sys.executable, "-m", "metatrain_lorem", "ipi-driver"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 @pytest.fixture
-def folder(away, exported, tmp_path):
+def folder(driver, exported, tmp_path):
     """Make a folder with a model, a structure and our driver, and run programs in it."""
 
     class Folder:
@@ -78,9 +86,7 @@ def folder(away, exported, tmp_path):
 
         def __init__(self):
             self.path.mkdir()
-            command = [sys.executable, "-m", "metatrain_lorem", "ipi-driver"]
-            path = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            shutil.copy(path.strip(), self.path / "ipi_driver.py")
+            shutil.copy(driver, self.path / "ipi_driver.py")
 
         def fill(self, name: str, atoms: ase.Atoms) -> None:
             """:param name: of a model"""
@@ -95,7 +101,7 @@ def folder(away, exported, tmp_path):
         def start(self, program, *arguments):
             command = [sys.executable, str(BIN / program), *arguments]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-            return subprocess.Popen(command, cwd=self.path, env=away, **pipes)
+            return subprocess.Popen(command, cwd=self.path, env=away.environment(), **pipes)
 
         def run(self, *command):
             """Output and exit status."""

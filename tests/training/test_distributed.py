@@ -13,7 +13,9 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).with_name("train_small.py")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+TESTS = str(SCRIPT.parents[1])
+PYTHONPATH = os.pathsep.join(filter(None, [TESTS, os.environ.get("PYTHONPATH")]))
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 

@@ -1,22 +1,20 @@
 """Train on small.xyz in a folder and write down losses, gradients and weights.
 
-``python train_small.py FOLDER BATCH_SIZE OPTIMIZER``, in one process or by torchrun.
+``python train_small.py FOLDER BATCH_SIZE OPTIMIZER``, in one process or by torchrun. It needs the
+folder ``tests`` in ``PYTHONPATH``.
 """
 
-import importlib.util
 import json
 import os
 import sys
 from pathlib import Path
 
 import torch
+from helpers import training
 
 from metatrain_lorem.training import epoch
 
 folder, batch_size, optimizer = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-spec = importlib.util.spec_from_file_location("small", Path(__file__).parent / "conftest.py")
-small = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(small)
 
 gradients, losses = [], []
 clip, finalize = torch.nn.utils.clip_grad_norm_, epoch.Metrics.finalize
@@ -35,10 +33,10 @@ def finalize_and_record(self):
 torch.nn.utils.clip_grad_norm_ = clip_and_record
 epoch.Metrics.finalize = finalize_and_record
 
-dataset, info = small.read(folder / "small.xyz")
-model = small.new_model(info)
-trainer = small.new_trainer(batch_size=batch_size, num_epochs=2, optimizer=optimizer)
-small.fit(trainer, model, dataset, dataset, folder)
+dataset, info = training.read(folder / "small.xyz")
+model = training.new_model(info)
+trainer = training.new_trainer(batch_size=batch_size, num_epochs=2, optimizer=optimizer)
+training.fit(trainer, model, dataset, dataset, folder)
 result = {
     "losses": losses,
     "gradients": torch.stack(gradients).tolist(),

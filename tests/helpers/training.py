@@ -2,12 +2,9 @@
 
 import copy
 from pathlib import Path
-from types import SimpleNamespace
 
 import ase
-import ase.io
 import numpy as np
-import pytest
 import torch
 from ase.calculators.morse import MorsePotential
 from metatrain.utils.data import Dataset, DatasetInfo, get_atomic_types, get_dataset
@@ -93,19 +90,3 @@ def new_trainer(**hypers) -> Trainer:
 def fit(trainer: Trainer, model: Lorem, train, valid, folder: Path, dtype=torch.float64) -> None:
     """Train on the CPU."""
     trainer.train(model, dtype, [torch.device("cpu")], [train], [valid], str(folder))
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> SimpleNamespace:
-    """The functions of this file, and a file with 24 structures."""
-    path = tmp_path / "small.xyz"
-    ase.io.write(path, structures(24))
-    return SimpleNamespace(
-        file=path,
-        structures=structures,
-        read=read,
-        new_model=new_model,
-        new_trainer=new_trainer,
-        fit=fit,
-        dataset_options=dataset_options,
-    )

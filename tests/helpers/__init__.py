@@ -1,0 +1,1 @@
+"""What tests share and import plainly; fixtures are in the conftest files."""
