@@ -76,8 +76,8 @@ def new_model(name: str, atomic_types: list[int], targets: dict[str, TargetInfo]
     """
     architecture, changes = MODELS[name].architecture, MODELS[name].hypers
     hypers = copy.deepcopy(get_default_hypers(architecture)["model"])
-    for section, values in changes.items():
-        hypers[section].update(values)
+    for key, value in changes.items():
+        hypers[key] = {**hypers[key], **value} if isinstance(value, dict) else value
     torch.manual_seed(0)
     model = import_architecture(architecture).__model__(
         hypers, DatasetInfo("angstrom", atomic_types, targets)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 def benchmarks(monkeypatch):
     """Modules of the benchmarks, which are no package."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    names = ("common", "roofline", "plot_speed")
+    names = ("common", "roofline", "plot_speed", "torch_models", "hypers", "torchpme_cells")
     modules = {name: importlib.import_module(name) for name in names}
     yield SimpleNamespace(**modules)
     for name in names:
@@ -193,3 +193,25 @@ def test_speed_of_our_model_and_its_page(tmp_path):
     page = (tmp_path / "speed.rst").read_text()
     assert ".. image:: speed.png" in page and "Training steps" in page and "kB/atom" in page
     assert (tmp_path / "speed.png").stat().st_size > 1000
+
+
+def test_cells_of_torchpme(benchmarks):
+    """Should torch-pme's filter hold in a hexagonal cell one day, ours may go."""
+    cells = benchmarks.torchpme_cells
+    p3m, phases, pme = cells.errors(cells.CELLS["hexagonal"], cells.MESH_SPACING)
+    assert phases < 1e-5 < 1e-4 < pme < 1e-3 < p3m
+    assert cells.errors(cells.CELLS["cubic"], cells.MESH_SPACING)[0] < 2e-5
+    difference, direct = cells.real_space_errors(5.0)
+    assert direct < 1e-5 and difference > 1e-2
+    cells.spreading(16, 8)  # compares both ways
+
+
+def test_variations_of_hypers(benchmarks):
+    """Every line of the table is a model with other hyperparameters than the defaults."""
+    models, variations = benchmarks.torch_models, benchmarks.hypers.VARIATIONS
+    found = set()
+    for changes in variations.values():
+        models.MODELS["changed"] = models.Model("lorem", changes)
+        model = models.new_model("changed", [11, 17], models._energy())
+        found.add(str(model.hypers))
+    assert len(found) == len(variations)

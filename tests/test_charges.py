@@ -374,7 +374,8 @@ def test_dipole(lorem):
 
 def test_too_few_iterations(lorem):
     model = equilibrated(lorem, solver="iterative")
-    model.charge_equilibration.max_iterations = 2
+    solver = model.charge_equilibration.solver
+    model.charge_equilibration.solver = solver._replace(max_iterations=2)
     message = (
         "charge equilibration of structure 1 of the batch did not converge: after 2 iterations the "
         r"relative residual is \S+, the tolerance 1e-10. .* raise charge_equilibration.max_iter"
@@ -439,10 +440,9 @@ def test_solver_may_change_at_a_restart(lorem):
     hypers = copy.deepcopy(model.hypers)
     hypers["charge_equilibration"].update(solver="iterative", tolerance=1e-3, max_iterations=7)
     model.restart(model.dataset_info, hypers)
-    for key in ("solver", "tolerance", "max_iterations"):
-        assert getattr(model.charge_equilibration, key) == hypers["charge_equilibration"][key]
+    assert model.charge_equilibration.solver[:3] == ("iterative", 1e-3, 7)
     reloaded = type(model).load_checkpoint(model.get_checkpoint(), "export")
-    assert reloaded.charge_equilibration.max_iterations == 7
+    assert reloaded.charge_equilibration.solver[:3] == ("iterative", 1e-3, 7)
     hypers["charge_equilibration"]["energy"] = "celli"
     with pytest.raises(ValueError, match="charge_equilibration"):
         model.restart(model.dataset_info, hypers)

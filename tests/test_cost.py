@@ -18,6 +18,7 @@ from metatrain.utils.data import DatasetInfo
 from metatrain.utils.data.target_info import get_energy_target_info
 from metatrain.utils.neighbor_lists import get_system_with_neighbor_lists
 
+from metatrain_lorem.electrostatics import ewald
 from metatrain_lorem.model import Lorem
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -35,10 +36,11 @@ def count(monkeypatch):
     return importlib.import_module("roofline").Counter
 
 
-def default_model(long_range):
+def default_model(long_range, charges=False):
     """Default hypers, as exported but not yet compiled."""
     hypers = get_default_hypers("lorem")["model"]
     hypers["long_range"]["enable"] = long_range
+    hypers["charge_equilibration"]["enable"] = charges
     torch.manual_seed(0)
     targets = {"energy": get_energy_target_info("energy", {"unit": "eV"})}
     model = Lorem(hypers, DatasetInfo("angstrom", [11, 17], targets))
@@ -75,7 +77,7 @@ def evaluate(model, systems):
     ],
 )
 def test_operators_and_bytes(count, long_range, atoms, operators, ffts, kilobytes):
-    """20 FFTs: five complex ones for the ten columns of charges, there and back, and once more for
+    """20 FFTs: five complex ones for the ten channels of charges, there and back, and once more for
     the derivatives."""
     model = default_model(long_range)
     frame = rocksalt({16: (2, 1, 1), 216: 3}[atoms])
@@ -107,22 +109,39 @@ def test_operators_do_not_grow_with_the_batch(count):
     assert numbers[1] - numbers[0] <= 4 * 7
 
 
-def test_numbers_that_the_host_reads(monkeypatch):
-    """Each would stop a GPU: one before the first stage, one for the cells."""
-    model = default_model(True)
-    systems = prepared(model, [rocksalt(3), rocksalt(3)])
+@pytest.mark.parametrize("charges", [False, True], ids=["long range", "and charges"])
+@pytest.mark.parametrize("periodic", [False, True], ids=["isolated", "periodic"])
+def test_numbers_that_the_host_reads(monkeypatch, charges, periodic):
+    """Each would stop a GPU: one before the first stage."""
+    model = default_model(True, charges)
+    frames = [rocksalt((2, 1, 1)), rocksalt((2, 1, 1))]
+    for frame in frames:
+        frame.pbc = periodic
+    systems = prepared(model, frames)
     reads = Counter()
+    paused = []
 
     def counted(name):
         original = getattr(torch.Tensor, name)
 
         def method(tensor, *arguments, **options):
-            reads[name] += 1
+            reads[name] += not paused
             return original(tensor, *arguments, **options)
 
         monkeypatch.setattr(torch.Tensor, name, method)
 
+    def on_the_host(*arguments):
+        """k-vectors are found with tensors of the host, which stop nothing."""
+        paused.append(True)
+        result = half_space_integers(*arguments)
+        assert result[0].device.type == "cpu"
+        paused.clear()
+        return result
+
+    half_space_integers = ewald.half_space_integers
+    monkeypatch.setattr(ewald, "half_space_integers", on_the_host)
+
     for name in ("tolist", "item", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
         counted(name)
     evaluate(model, systems)
-    assert sum(reads.values()) == 2
+    assert sum(reads.values()) == 1

@@ -11,6 +11,7 @@ import warnings
 
 import pytest
 import torch
+from helpers.batches import tune
 from metatensor.torch import Labels
 from metatomic.torch import ModelEvaluationOptions, ModelOutput, System, load_atomistic_model
 from metatrain.utils.data.target_info import get_energy_target_info
@@ -20,8 +21,7 @@ from metatrain.utils.neighbor_lists import (
 )
 
 from metatrain_lorem.electrostatics.ewald import half_space_integers
-from metatrain_lorem.electrostatics.geometry import batch_geometry
-from metatrain_lorem.electrostatics.mesh import smooth_size
+from metatrain_lorem.electrostatics.mesh import mesh_shape
 
 MODELS = {
     "long range": {},
@@ -88,29 +88,20 @@ def integers_of_sums(model, batch):
     """For each system what is summed over: pairs, k-vectors and the size of the mesh."""
     pairs = [system.get_neighbor_list(model.requested_nl).samples.values for system in batch]
     sums = [[{tuple(pair) for pair in p.tolist()}] for p in pairs]
+    zeros = torch.zeros(len(batch), dtype=torch.float64)
+    boundaries = model.graph(batch, zeros, model.total_charge_range).boundaries
+    blocks = []
     if model.long_range is not None:
-        add_integers(sums, batch, model.long_range.coulomb, 0.0)
+        blocks.append(model.long_range.coulomb.settings)
     if model.charge_equilibration is not None:
-        equilibration = model.charge_equilibration
-        add_integers(sums, batch, equilibration, equilibration.slab_vacuum)
+        blocks.append(model.charge_equilibration.settings)
+    for settings in blocks:
+        cells, lengths = boundaries.host_cells, boundaries.lengths
+        k, counts = half_space_integers(cells, lengths, settings.k_cutoff)
+        for i, integers in enumerate(k.split(counts)):
+            sums[i].append({tuple(row) for row in integers.tolist()})
+            sums[i].append(mesh_shape(lengths[i], settings.mesh_spacing))
     return sums
-
-
-def add_integers(sums, batch, coulomb, slab_vacuum):
-    """Append the integers of one sum over images."""
-    index = torch.arange(len(batch)).repeat_interleave(torch.tensor([len(s) for s in batch]))
-    geometry = batch_geometry(
-        torch.cat([system.positions.detach() for system in batch]),
-        torch.stack([system.cell.detach() for system in batch]),
-        torch.stack([system.pbc for system in batch]),
-        index,
-        coulomb.slab_height,
-        slab_vacuum,
-    )
-    k, counts = half_space_integers(geometry.cells, geometry.lengths, coulomb.k_cutoff)
-    for i, of_system in enumerate(k.split(counts)):
-        sums[i].append({tuple(row) for row in of_system.tolist()})
-        sums[i].append([smooth_size(x / coulomb.mesh_spacing) for x in geometry.lengths[i]])
 
 
 def check_derivatives(model, energies, frame, lorem, step=1e-4):
@@ -164,7 +155,7 @@ def test_mesh(lorem, tmp_path, name, form):
     model = lorem.new_model(**MODELS[name])
     frames = [lorem.frames["bulk"], lorem.frames["slab"]]
     explicit = lorem.values(model, frames)
-    model.long_range.coulomb.mesh_threshold = 0
+    tune(model.long_range.coulomb, mesh_threshold=0)
     assert not torch.equal(lorem.values(model, frames), explicit)
     energies = in_form(model, form, tmp_path)
     for frame in frames:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
+from helpers.graphs import small_chunks
 from metatensor.torch import Labels, TensorBlock
 from metatomic.torch import ModelOutput, System
 from metatrain.utils.neighbor_lists import (
@@ -12,9 +13,6 @@ from metatrain.utils.neighbor_lists import (
     get_system_with_neighbor_lists,
 )
 from scipy.spatial.transform import Rotation
-
-import metatrain_lorem.electrostatics.multipoles
-import metatrain_lorem.model
 
 ACCURACY = 1e-10
 MODELS = {
@@ -158,11 +156,7 @@ def test_blocks_of_atoms(lorem, model, monkeypatch, scripted):
 
     expected = energies_and_forces(model)
 
-    def small(device: torch.device) -> tuple[int, int]:
-        return 4, 2
-
-    for module in (metatrain_lorem.model, metatrain_lorem.electrostatics.multipoles):
-        monkeypatch.setattr(module, "block_and_portion", small)
+    small_chunks(monkeypatch, 4, 2)
     evaluate = torch.jit.script(model) if scripted else model
     for own, reference in zip(energies_and_forces(evaluate), expected, strict=True):
         assert_equal(own, reference, 1e-12)

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 from metatrain.__main__ import main
-from omegaconf import OmegaConf
-
 from metatrain_lorem.report import evaluate
+from omegaconf import OmegaConf
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OPTIONS = REPOSITORY / "options"

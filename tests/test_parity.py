@@ -15,6 +15,7 @@ import ase.io
 import numpy as np
 import pytest
 import torch
+from helpers.batches import slab_height, tune
 from metatomic.torch import ModelOutput, System, systems_to_torch
 from metatrain.utils.neighbor_lists import get_system_with_neighbor_lists
 
@@ -110,7 +111,7 @@ def test_equals_exact_reference(setting, own_structures, own_reference):
     """Energies, atomic energies, forces, virials; the Coulomb sums are converged on both sides."""
     model = load_model(GOLDEN / setting / "model", own_structures, accuracy=1e-12)
     if model.long_range is not None:
-        model.long_range.coulomb.mesh_threshold = ALWAYS_EWALD
+        tune(model.long_range.coulomb, mesh_threshold=ALWAYS_EWALD)
     results = evaluate(model, own_structures)
     found = deviations(results, own_reference, f"{setting}/*/", own_structures, setting)
     assert set(found.largest) == set(QUANTITIES)
@@ -131,7 +132,9 @@ def test_equivariant_charges_matter(own_structures, own_reference):
 @pytest.mark.parametrize("setting", ["plain", "message_passing", "zero_start"])
 def test_default_accuracy(setting, solver, own_structures, own_reference):
     model = load_model(GOLDEN / setting / "model", own_structures)
-    model.long_range.coulomb.mesh_threshold = ALWAYS_EWALD if solver == "Ewald" else ALWAYS_MESH
+    tune(
+        model.long_range.coulomb, mesh_threshold=ALWAYS_EWALD if solver == "Ewald" else ALWAYS_MESH
+    )
     results = evaluate(model, own_structures)
     title = f"{setting}, default accuracy, {solver}"
     found = deviations(results, own_reference, f"{setting}/*/", own_structures, title)
@@ -200,10 +203,11 @@ def converged(setting):
     return "*/" if setting == "small_sr" else "*/tight_"
 
 
-def use_slab_cell(coulomb, shared):
+@pytest.fixture
+def reference_slab_cell(shared, monkeypatch):
     """The height of the cell that the reference gave its slab: 1e-5 from converged."""
     cell = np.load(shared / "golden" / "slab_effective_cell.npz")["effective_cell"]
-    coulomb.slab_height = float(cell[2, 2])
+    slab_height(monkeypatch, cell[2, 2])
 
 
 def test_reference_uses_imprecise_binomials(shared):
@@ -218,6 +222,7 @@ def test_reference_uses_imprecise_binomials(shared):
     assert (module.binomials[31] / exact - 1).abs().max() > 1e-8
 
 
+@pytest.mark.usefixtures("reference_slab_cell")
 @pytest.mark.parametrize("setting", SHARED_SETTINGS)
 def test_equals_shared_reference(setting, shared, shared_structures):
     """At the settings of the reference, with its binomial coefficients: everything to 1e-9."""
@@ -226,23 +231,20 @@ def test_equals_shared_reference(setting, shared, shared_structures):
     if model.long_range is not None:
         coulomb = model.long_range.coulomb
         # more k-vectors than the reference, for which they are converged too
-        coulomb.smearing, coulomb.k_cutoff = 1.25, 8.0
-        coulomb.mesh_threshold = ALWAYS_EWALD
-        use_slab_cell(coulomb, shared)
+        tune(coulomb, smearing=1.25, k_cutoff=8.0, mesh_threshold=ALWAYS_EWALD)
     results = evaluate(model, shared_structures)
     found = deviations(results, reference, "*/", shared_structures, setting)
     assert set(found.largest) == set(QUANTITIES)
     assert max(found.largest.values()) < 1e-9
 
 
+@pytest.mark.usefixtures("reference_slab_cell")
 @pytest.mark.parametrize("setting", SHARED_SETTINGS)
 def test_equals_converged_shared_reference(setting, shared, shared_structures):
     model, reference = load_shared(shared, setting, shared_structures, accuracy=1e-12)
     model.short_range.radial = E3xBernstein(5.0)
     if model.long_range is not None:
-        coulomb = model.long_range.coulomb
-        coulomb.mesh_threshold = ALWAYS_EWALD
-        use_slab_cell(coulomb, shared)
+        tune(model.long_range.coulomb, mesh_threshold=ALWAYS_EWALD)
     results = evaluate(model, shared_structures)
     found = deviations(
         results, reference, converged(setting), shared_structures, f"{setting}, tight"
@@ -251,40 +253,38 @@ def test_equals_converged_shared_reference(setting, shared, shared_structures):
     assert max(found.largest.values()) < 1e-9
 
 
+@pytest.mark.usefixtures("reference_slab_cell")
 @pytest.mark.parametrize("setting", SHARED_SETTINGS)
 def test_exact_binomials_change_little(setting, shared, shared_structures):
     """The model as it is, against the reference with its imprecise binomial coefficients."""
     model, reference = load_shared(shared, setting, shared_structures, accuracy=1e-12)
     if model.long_range is not None:
-        coulomb = model.long_range.coulomb
-        coulomb.mesh_threshold = ALWAYS_EWALD
-        use_slab_cell(coulomb, shared)
+        tune(model.long_range.coulomb, mesh_threshold=ALWAYS_EWALD)
     results = evaluate(model, shared_structures)
     title = f"{setting}, exact binomials"
     found = deviations(results, reference, converged(setting), shared_structures, title)
     assert max(found.largest.values()) < 2e-5
 
 
+@pytest.mark.usefixtures("reference_slab_cell")
 @pytest.mark.parametrize("solver", ["chosen by size", "mesh"])
 @pytest.mark.parametrize("setting", SHARED_SETTINGS)
 def test_default_accuracy_against_shared_reference(setting, solver, shared, shared_structures):
     model, reference = load_shared(shared, setting, shared_structures)
     if model.long_range is not None:
         if solver == "mesh":
-            model.long_range.coulomb.mesh_threshold = ALWAYS_MESH
-        use_slab_cell(model.long_range.coulomb, shared)
+            tune(model.long_range.coulomb, mesh_threshold=ALWAYS_MESH)
     results = evaluate(model, shared_structures)
     title = f"{setting}, default accuracy, {solver}"
     found = deviations(results, reference, converged(setting), shared_structures, title)
     assert max(found.rms.values()) < 1e-5
 
 
+@pytest.mark.usefixtures("reference_slab_cell")
 @pytest.mark.parametrize("setting", SHARED_SETTINGS)
 def test_single_precision_against_shared_reference(setting, shared, shared_structures):
     model, reference = load_shared(shared, setting, shared_structures)
     model = model.to(torch.float32)
-    if model.long_range is not None:
-        use_slab_cell(model.long_range.coulomb, shared)
     results = evaluate(model, shared_structures)
     title = f"{setting}, single precision"
     found = deviations(results, reference, converged(setting), shared_structures, title)

@@ -59,8 +59,8 @@ state = ts.nve_init(state, model, kT=300 * units.temperature)
 energies = []
 for _ in range(100):
     state = ts.nve_step(state, model, dt=0.5e-3 * units.time)
-    of_atoms = state.momenta.square().sum(1) / (2 * state.masses)
-    kinetic = torch.zeros_like(state.energy).index_add_(0, state.system_idx, of_atoms)
+    per_atom = state.momenta.square().sum(1) / (2 * state.masses)
+    kinetic = torch.zeros_like(state.energy).index_add_(0, state.system_idx, per_atom)
     energies.append(torch.stack([state.energy, kinetic]).cpu())
 potential, kinetic = np.moveaxis(torch.stack(energies).numpy(), 1, 0)
 charges = model.additional_outputs["charge"].block().values.flatten()

@@ -47,9 +47,7 @@ class OutputLabels(torch.nn.Module):
         self.components[name] = [[]]
         self.properties[name] = [Labels([label], torch.arange(size).unsqueeze(1))]
 
-    def forward(
-        self, values: dict[str, list[torch.Tensor]], graph: Graph
-    ) -> dict[str, TensorMap]:
+    def forward(self, values: dict[str, list[torch.Tensor]], graph: Graph) -> dict[str, TensorMap]:
         """
         :param values: per output one array per block ``[atoms, components ..., properties]``
         :param graph: of the batch

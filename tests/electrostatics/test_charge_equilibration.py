@@ -9,14 +9,10 @@ from ase.build import bulk, make_supercell
 from helpers import qeq_oracle as oracle
 from helpers.qeq_cases import BOUNDARIES, K_E, NAMES, TYPES, Structures, make_module
 
-from metatrain_lorem.electrostatics import charge_equilibration
-from metatrain_lorem.electrostatics.charge_equilibration import ChargeEquilibration
-
 
 def test_parameters_of_the_species():
     """Covalent radii in Angstrom, also of a model in other units; hardness 14.4 eV/e^2."""
-    arguments = [TYPES, 8, 2, 10.0, "bohr", "variational", True, "auto", 1e-6, None, 100]
-    module = ChargeEquilibration(*arguments)
+    module = make_module("auto", learn_widths=True, length_unit="bohr", hardness=False).float()
     bohr = 0.529177210903
     radii = torch.tensor(ase.data.covalent_radii[TYPES], dtype=torch.float32)
     torch.testing.assert_close(module.widths() * bohr, radii, rtol=1e-6, atol=0.0)
@@ -162,26 +158,6 @@ def test_sums_of_charges(batch, three_species, solver, dtype, atol):
     charges = data.solve(module, dtype=dtype).charges.detach().double()
     sums = torch.zeros(3, dtype=torch.float64).index_add(0, data.data.system_index, charges)
     assert abs(sums - torch.tensor([3.0, -1.0, 0.25])).max() < atol
-
-
-@pytest.mark.parametrize("pbc", [BOUNDARIES[i] for i in (0, 2, 4)], ids=["FFF", "TFT", "TTT"])
-def test_start(batch, three_species, pbc, monkeypatch):
-    """Cold, warm and far off: the same charges."""
-    data = Structures(batch, [three_species(30, pbc)], [1.0])
-    module = make_module("iterative", accuracy=1e-6)
-    cold = data.solve(module).charges.detach()
-    solve = charge_equilibration.solve_iteratively
-    noise = torch.tensor(np.random.default_rng(7).normal(size=30))
-    for start in [cold, cold + 1e-3 * noise, cold + 3.0 * noise]:
-        monkeypatch.setattr(
-            charge_equilibration,
-            "solve_iteratively",
-            lambda operator, b, total, _, *rest, start=start: solve(
-                operator, b, total, start, *rest
-            ),
-        )
-        warm = data.solve(module).charges.detach()
-        torch.testing.assert_close(warm, cold, rtol=0.0, atol=1e-10)
 
 
 @pytest.mark.parametrize("pbc", [BOUNDARIES[i] for i in (0, 2, 4)], ids=["FFF", "TFT", "TTT"])

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from helpers.batches import slab_height, tune
 
-from metatrain_lorem.electrostatics import CoulombPotential
+from metatrain_lorem.electrostatics.coulomb_sum import CoulombSum
 
 CUTOFF = 5.0
 
@@ -16,20 +17,20 @@ def energy(data, module, positions, strain):
 
 
 @pytest.mark.parametrize("scripted", [False, True], ids=["eager", "scripted"])
-@pytest.mark.parametrize("portions", [False, True], ids=["whole", "portions"])
+@pytest.mark.parametrize("chunks", [False, True], ids=["whole", "chunks"])
 @pytest.mark.parametrize("mesh", [False, True], ids=["ewald", "mesh"])
 @pytest.mark.parametrize(
     "pbc",
     [[False] * 3, [True, True, False], [True, False, True], [False, True, True], [True] * 3],
     ids=["FFF", "TTF", "TFT", "FTT", "TTT"],
 )
-def test_forces_and_stress(batch, random_structure, random_charges, pbc, mesh, portions, scripted):
+def test_forces_and_stress(batch, random_structure, random_charges, pbc, mesh, chunks, scripted):
     """Central differences; the k-vectors and the mesh stay the same under these small steps."""
     atoms = random_structure(7, pbc, 41)
     data = batch([atoms], [random_charges(7, 3, 42)], CUTOFF)
-    module = CoulombPotential(CUTOFF, accuracy=1e-6)
-    module.mesh_threshold = 0 if mesh else 10**15
-    module.max_terms = 100 if portions else module.max_terms
+    module = CoulombSum(CUTOFF, accuracy=1e-6)
+    tune(module, mesh_threshold=0 if mesh else 10**15)
+    tune(module, max_terms=100 if chunks else module.settings.max_terms)
     if scripted:
         module = torch.jit.script(module)
     positions = data.positions.clone().requires_grad_()
@@ -51,20 +52,22 @@ def test_forces_and_stress(batch, random_structure, random_charges, pbc, mesh, p
             assert error < 1e-6 * gradient.square().mean().sqrt()
 
 
-@pytest.mark.parametrize("portions", [False, True], ids=["whole", "portions"])
+@pytest.mark.parametrize("chunks", [False, True], ids=["whole", "chunks"])
 @pytest.mark.parametrize("mesh", [False, True], ids=["ewald", "mesh"])
 @pytest.mark.parametrize(
     "pbc", [[False] * 3, [True, False, True], [True] * 3], ids=["FFF", "TFT", "TTT"]
 )
-def test_first_and_second_derivatives(batch, random_structure, random_charges, pbc, mesh, portions):
+def test_first_and_second_derivatives(
+    batch, random_structure, random_charges, pbc, mesh, chunks, monkeypatch
+):
     atoms = random_structure(3, pbc, 43)
     data = batch([atoms], [random_charges(3, 2, 44)], 3.0)
     # few k-vectors: derivatives are exact whatever the accuracy
-    module = CoulombPotential(3.0, accuracy=1e-2)
-    module.mesh_threshold = 0 if mesh else 10**15
-    module.max_terms = 10 if portions else module.max_terms
+    module = CoulombSum(3.0, accuracy=1e-2)
+    tune(module, mesh_threshold=0 if mesh else 10**15)
+    tune(module, max_terms=10 if chunks else module.settings.max_terms)
     if any(pbc) and not all(pbc):
-        module.slab_height = 8.0
+        slab_height(monkeypatch, 8.0)
 
     def potentials(charges, positions, strain):
         return data.potentials(module, charges, positions, strain)
@@ -83,7 +86,7 @@ def test_training_on_forces(batch, mixed_structures):
     rng = np.random.default_rng(45)
     charges = [rng.normal(size=(len(a), 2)) for a in mixed_structures]
     data = batch(mixed_structures, charges, CUTOFF)
-    module = torch.jit.script(CoulombPotential(CUTOFF, accuracy=1e-6))
+    module = torch.jit.script(CoulombSum(CUTOFF, accuracy=1e-6))
     data.charges.requires_grad_()
     data.positions.requires_grad_()
     potentials = data.potentials(module)

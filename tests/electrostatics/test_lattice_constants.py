@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk, make_supercell
+from helpers.batches import tune
 
-from metatrain_lorem.electrostatics import CoulombPotential
+from metatrain_lorem.electrostatics.coulomb_sum import CoulombSum
 
 # (lattice, Madelung constant for the distance of neighbours, that distance / lattice constant);
 # Borwein, Borwein and Taylor, J. Math. Phys. 26, 2999 (1985)
@@ -18,8 +19,8 @@ MADELUNG = [
 
 
 def tight(mesh=False):
-    module = CoulombPotential(cutoff=6.0, accuracy=1e-10)
-    module.mesh_threshold = 0 if mesh else 10**15
+    module = CoulombSum(cutoff=6.0, accuracy=1e-10)
+    tune(module, mesh_threshold=0 if mesh else 10**15)
     return module
 
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from helpers.batches import slab_height, tune
 from scipy.special import erf, erfc
 
-from metatrain_lorem.electrostatics import CoulombPotential
+from metatrain_lorem.electrostatics.coulomb_sum import CoulombSum
 
 CUTOFF = 5.0
 SLAB_AXES = [[True, True, False], [True, False, True], [False, True, True]]
@@ -71,8 +72,8 @@ def ewald_2d(positions, charges, vectors, alpha):
 
 
 def tight(mesh=False):
-    module = CoulombPotential(CUTOFF, accuracy=1e-11)
-    module.mesh_threshold = 0 if mesh else 10**15
+    module = CoulombSum(CUTOFF, accuracy=1e-11)
+    tune(module, mesh_threshold=0 if mesh else 10**15)
     return module
 
 
@@ -121,7 +122,7 @@ def test_slab(batch, random_structure, random_charges, pbc, mesh):
     torch.testing.assert_close(data.potentials(tight(mesh)), expected, rtol=0.0, atol=1e-9)
 
 
-def test_potentials_of_the_original_program(batch, shared):
+def test_potentials_of_the_original_program(batch, shared, monkeypatch):
     """Charges and potentials recorded from lorem-jax, with its settings of the sum."""
     import ase.io
 
@@ -130,10 +131,9 @@ def test_potentials_of_the_original_program(batch, shared):
     names = [atoms.info["name"] for atoms in structures]
     charges = [reference[f"{name}/mid/charges"] for name in names]
     expected = np.concatenate([reference[f"{name}/mid/potentials"] for name in names])
-    module = CoulombPotential(cutoff=5.0, accuracy=1e-6)
-    module.smearing = 1.25
-    module.k_cutoff = 6.5
+    module = CoulombSum(cutoff=5.0, accuracy=1e-6)
+    tune(module, smearing=1.25, k_cutoff=6.5)
     slab_cell = np.load(shared / "golden" / "slab_effective_cell.npz")["effective_cell"]
-    module.slab_height = float(slab_cell[2, 2])
+    slab_height(monkeypatch, slab_cell[2, 2])
     result = batch(structures, charges, 5.0).potentials(module)
     torch.testing.assert_close(result, torch.tensor(expected), rtol=1e-9, atol=1e-10)

@@ -4,10 +4,11 @@ import ase
 import numpy as np
 import pytest
 import torch
+from helpers.batches import tune
 from torchpme import CoulombPotential as TorchPMECoulomb
 from torchpme import EwaldCalculator, P3MCalculator
 
-from metatrain_lorem.electrostatics.coulomb import CoulombPotential
+from metatrain_lorem.electrostatics.coulomb_sum import CoulombSum
 
 CUTOFF = 5.0
 CUBIC = np.eye(3) * 9.7
@@ -25,10 +26,10 @@ def test_potentials(batch, solver, calculator, cell):
     atoms = ase.Atoms("X24", scaled_positions=generator.random((24, 3)), cell=cell, pbc=True)
     charges = generator.normal(size=(24, 3))  # none of the columns is neutral
     structure = batch([atoms], [charges], CUTOFF)
-    module = CoulombPotential(CUTOFF, 1e-8)
-    module.mesh_threshold = 0 if solver == "mesh" else 10**9
+    module = CoulombSum(CUTOFF, 1e-8)
+    tune(module, mesh_threshold=0 if solver == "mesh" else 10**9)
 
-    smearing = module.smearing
+    smearing = module.settings.smearing
     if calculator is EwaldCalculator:
         reference = calculator(
             TorchPMECoulomb(smearing=smearing), lr_wavelength=0.3, full_neighbor_list=True

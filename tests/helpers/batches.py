@@ -7,6 +7,9 @@ import numpy as np
 import torch
 from ase.neighborlist import neighbor_list
 
+from metatrain_lorem import graph
+from metatrain_lorem.electrostatics import boundaries
+
 
 @dataclass
 class Batch:
@@ -25,28 +28,51 @@ class Batch:
         floats = {k: v.to(dtype) for k, v in vars(self).items() if v.is_floating_point()}
         return Batch(**{**vars(self), **floats})
 
-    def potentials(self, module, charges=None, positions=None, strain=None):
+    def potentials(self, module, charges=None, positions=None, strain=None, least_vacuum=0.0):
         """Potentials, of other charges or positions or of the cell under a strain if given."""
         charges = self.charges if charges is None else charges
+        return module(charges, self.graph(positions, strain, least_vacuum))
+
+    def graph(self, positions=None, strain=None, least_vacuum=0.0, species=None, total_charge=None):
+        """What the model makes of the structures."""
         positions = self.positions if positions is None else positions
         cells = self.cells
         if strain is not None:
             deformation = torch.eye(3, dtype=cells.dtype) + strain
             positions, cells = positions @ deformation, cells @ deformation
-        pair_cells = cells[self.system_index[self.centers]]
-        shifts = (self.shifts.unsqueeze(1) @ pair_cells).squeeze(1)
-        vectors = positions[self.neighbors] - positions[self.centers] + shifts
-        distances = torch.linalg.vector_norm(vectors, dim=-1)
-        return module(
-            charges,
-            positions,
-            cells,
-            self.pbc,
-            self.system_index,
-            self.centers,
-            self.neighbors,
-            distances,
+        if species is None:
+            species = torch.zeros_like(self.system_index)
+        if total_charge is None:
+            total_charge = torch.zeros_like(cells[:, 0, 0])
+        data = graph.Batch(
+            positions=positions,
+            types=species + 1,
+            cells=cells,
+            pbc=self.pbc,
+            counts=torch.bincount(self.system_index, minlength=len(cells)).tolist(),
+            centers=self.centers,
+            neighbors=self.neighbors,
+            shifts=self.shifts,
+            total_charge=total_charge,
         )
+        builder = graph.GraphBuilder([1, 2, 3], None, True, least_vacuum)
+        return builder.build(data, torch.tensor([torch.inf, -torch.inf]))
+
+
+def tune(module, **settings):
+    """Change parameters of a sum.
+
+    :param module: Coulomb sum, or block with charge equilibration
+    :param settings: see ``SumParameters``
+    """
+    module.settings = module.settings._replace(**settings)
+    if "smearing" in settings:
+        module.potential.smearing.fill_(settings["smearing"])
+
+
+def slab_height(monkeypatch, height):
+    """Give all slabs cells of one height in Å."""
+    monkeypatch.setattr(boundaries, "slab_cell_height", lambda *_: float(height))
 
 
 def make_batch(structures, charges, cutoff):

@@ -1,9 +1,13 @@
 """What the tests of charge equilibration share: three species, modules, batches."""
 
+import copy
+
 import numpy as np
 import torch
+from metatrain.utils.architectures import get_default_hypers
 
-from metatrain_lorem.electrostatics.charge_equilibration import ChargeEquilibration
+from metatrain_lorem.blocks.charge_equilibration import ChargeEquilibration
+from metatrain_lorem.graph import Graph
 
 K_E = 14.399645
 TYPES = [1, 8, 11]
@@ -25,29 +29,28 @@ def make_module(
     solver="dense",
     energy="variational",
     cutoff=CUTOFF,
-    accuracy=None,
-    learn_widths=False,
-    tolerance=1e-12,
-    max_iterations=100,
     types=TYPES,
+    length_unit="angstrom",
+    hardness=True,
+    **options,
 ):
+    """The block in double precision.
+
+    :param hardness: whether the species have ``HARDNESS``
+    :param options: hypers ``charge_equilibration`` that differ from tight ones
+    """
+    hypers = copy.deepcopy(get_default_hypers("lorem")["model"])
+    hypers.update(num_features=8, num_species_features=2, cutoff=cutoff)
+    block = hypers["charge_equilibration"]
+    block.update(solver=solver, energy=energy, tolerance=1e-12)
+    block["accuracy"] = ACCURACY.get(solver, block["accuracy"])
+    block.update(options)
     torch.manual_seed(0)
-    module = ChargeEquilibration(
-        types,
-        8,
-        2,
-        cutoff,
-        "angstrom",
-        energy,
-        learn_widths,
-        solver,
-        ACCURACY[solver] if accuracy is None else accuracy,
-        tolerance,
-        max_iterations,
-    ).double()
-    with torch.no_grad():
-        hardness = torch.tensor([HARDNESS[TYPES.index(number)] for number in types])
-        module.raw_hardness.copy_(torch.log(torch.expm1(hardness - 0.2)))
+    module = ChargeEquilibration(hypers, types, length_unit).double()
+    if hardness:
+        with torch.no_grad():
+            values = torch.tensor([HARDNESS[TYPES.index(number)] for number in types])
+            module.raw_hardness.copy_(torch.log(torch.expm1(values - 0.2)))
     return module
 
 
@@ -58,35 +61,12 @@ class Energy(torch.nn.Module):
         super().__init__()
         self.charge_equilibration = module
 
-    def forward(
-        self,
-        chi: torch.Tensor,
-        species: torch.Tensor,
-        total_charge: torch.Tensor,
-        positions: torch.Tensor,
-        cells: torch.Tensor,
-        pbc: torch.Tensor,
-        system_index: torch.Tensor,
-        centers: torch.Tensor,
-        neighbors: torch.Tensor,
-        distances: torch.Tensor,
-    ) -> torch.Tensor:
-        result = self.charge_equilibration.equilibrate(
-            chi,
-            species,
-            total_charge,
-            positions,
-            cells,
-            pbc,
-            system_index,
-            centers,
-            neighbors,
-            distances,
-        )
+    def forward(self, chi: torch.Tensor, graph: Graph) -> torch.Tensor:
+        result = self.charge_equilibration.equilibrate(chi, graph)
         energy = result.energies.sum()
         if torch.jit.is_scripting():
-            if len(result.structures) > 0:
-                energy = energy + self.charge_equilibration.response(energy, result).sum()
+            first = graph.boundaries.first
+            energy = energy + self.charge_equilibration.response(energy, result, first).sum()
         return energy
 
 
@@ -102,26 +82,18 @@ class Structures:
         numbers = np.concatenate([atoms.numbers for atoms in structures])
         self.species = torch.tensor([TYPES.index(number) for number in numbers])
 
-    def arguments(self, positions=None, cells=None, chi=None, dtype=torch.float64):
-        data = self.data
-        positions = data.positions if positions is None else positions
-        cells = data.cells if cells is None else cells
-        chi = data.charges[:, 0] if chi is None else chi
-        of_pairs = cells[data.system_index[data.centers]]
-        shifts = (data.shifts.unsqueeze(1) @ of_pairs).squeeze(1)
-        vectors = positions[data.neighbors] - positions[data.centers] + shifts
-        return (
-            chi.to(dtype),
-            self.species,
-            torch.tensor(self.total_charges, dtype=torch.float64),
-            positions.to(dtype),
-            cells.to(dtype),
-            data.pbc,
-            data.system_index,
-            data.centers,
-            data.neighbors,
-            torch.linalg.vector_norm(vectors, dim=-1).to(dtype),
+    def arguments(self, positions=None, strain=None, chi=None, dtype=torch.float64):
+        """Of ``equilibrate``."""
+        data = self.data.to(dtype)
+        graph = data.graph(
+            None if positions is None else positions.to(dtype),
+            strain,
+            least_vacuum=40.0,
+            species=self.species,
+            total_charge=torch.tensor(self.total_charges, dtype=torch.float64),
         )
+        chi = data.charges[:, 0] if chi is None else chi
+        return chi.to(dtype), graph
 
     def solve(self, module, **changes):
         return module.equilibrate(*self.arguments(**changes))

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from helpers.graphs import Graph
 
-from metatrain_lorem.nn.neighbors import SortedPairs, count_pairs, sort_pairs
 from metatrain_lorem.nn.spherical import SphericalHarmonics
 
 
@@ -44,24 +44,9 @@ def rotation(unit_vectors, generator):
     return Rotation(matrix, components)
 
 
-@dataclass
-class Graph:
-    species: torch.Tensor
-    centers: torch.Tensor
-    neighbors: torch.Tensor
-    radial: torch.Tensor
-    harmonics: torch.Tensor
-
-    def sorted(self, block: int, portion: int, num_species: int = 3) -> SortedPairs:
-        """The pairs in blocks of atoms."""
-        arguments = (self.species, self.centers, self.neighbors, num_species)
-        counts = count_pairs(*arguments, block, portion).tolist()
-        return sort_pairs(*arguments, counts, block, portion)
-
-
 @pytest.fixture
 def graph(generator):
-    """Six atoms of three species, the last atom without neighbours; degrees up to 2."""
+    """Six atoms of three species, the last atom without neighbors; degrees up to 2."""
     vectors = torch.randn(17, 3, dtype=torch.float64, generator=generator)
     vectors = vectors / vectors.norm(dim=-1, keepdim=True)
     return Graph(

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from helpers.graphs import small_chunks
 
 from metatrain_lorem.nn.density import SpeciesDensity, grouped_matmul, sum_over_neighbors
 
@@ -18,16 +19,15 @@ def make_density():
     return module, torch.randn(3, 3, dtype=torch.float64)
 
 
-def density_in_blocks(module, embeddings, graph, block=4, portion=4, num_species=3):
+def density_in_blocks(module, embeddings, graph, num_species=3):
     """Sums and density of all atoms, block after block."""
-    pairs = graph.sorted(block, portion, num_species)
+    pairs = graph.sorted(num_species)
     matrices = module.matrices(embeddings[pairs.present])
     sizes = [part.num_pairs for part in pairs.blocks]
     radial = graph.radial[pairs.order].split(sizes)
     harmonics = graph.harmonics[pairs.order].split(sizes)
     parts = [
-        module(matrices, *of_block)
-        for of_block in zip(radial, harmonics, pairs.blocks, strict=True)
+        module(matrices, *block) for block in zip(radial, harmonics, pairs.blocks, strict=True)
     ]
     return [torch.cat(values) for values in zip(*parts, strict=True)]
 
@@ -49,10 +49,11 @@ def density_pair_by_pair(module, embeddings, graph):
     return sums, rho
 
 
-@pytest.mark.parametrize("block, portion", [(1, 1), (2, 1), (4, 2), (4, 4), (100, 4), (100, 100)])
-def test_density_equals_networks_for_every_pair(graph, block, portion):
+@pytest.mark.parametrize("block, chunk", [(1, 1), (2, 1), (4, 2), (4, 4), (100, 4), (100, 100)])
+def test_density_equals_networks_for_every_pair(graph, block, chunk, monkeypatch):
+    small_chunks(monkeypatch, block, chunk)
     module, embeddings = make_density()
-    sums, rho = density_in_blocks(module, embeddings, graph, block, portion)
+    sums, rho = density_in_blocks(module, embeddings, graph)
     expected_sums, expected_rho = density_pair_by_pair(module, embeddings, graph)
     assert torch.allclose(sums, expected_sums, rtol=0, atol=1e-12)
     assert torch.allclose(rho, expected_rho, rtol=0, atol=1e-12)
@@ -85,7 +86,7 @@ def test_no_pairs(graph):
 def test_scripted_equals_eager(graph):
     module, embeddings = make_density()
     scripted = torch.jit.script(module)
-    pairs = graph.sorted(100, 4)
+    pairs = graph.sorted()
     matrices = module.matrices(embeddings[pairs.present])
     arguments = (graph.radial[pairs.order], graph.harmonics[pairs.order], pairs.blocks[0])
     for own, expected in zip(

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from metatrain_lorem.nn.density import Edges
 from metatrain_lorem.nn.message_passing import MessagePassing
 from metatrain_lorem.nn.spherical import SphericalNorms
 
@@ -48,7 +49,7 @@ def step_pair_by_pair(step, x, rho, graph):
 @pytest.mark.parametrize("equivariant", [False, True])
 def test_step_equals_messages_pair_by_pair(equivariant, graph):
     step, x, rho = make_step(equivariant)
-    own = step(x, rho, graph.radial, graph.harmonics, graph.centers, graph.neighbors)
+    own = step(x, rho, graph.edges())
     expected = step_pair_by_pair(step, x, rho, graph)
     for value, reference in zip(own, expected, strict=True):
         assert torch.allclose(value, reference, rtol=0, atol=1e-12)
@@ -60,7 +61,7 @@ def test_step_equals_messages_pair_by_pair(equivariant, graph):
 @pytest.mark.parametrize("equivariant", [False, True])
 def test_scripted_equals_eager(equivariant, graph):
     step, x, rho = make_step(equivariant)
-    arguments = (x, rho, graph.radial, graph.harmonics, graph.centers, graph.neighbors)
+    arguments = (x, rho, graph.edges())
     for own, expected in zip(torch.jit.script(step)(*arguments), step(*arguments), strict=True):
         assert torch.allclose(own, expected, rtol=0, atol=1e-13)
 
@@ -71,6 +72,7 @@ def test_no_pairs(equivariant):
     none = torch.zeros(0, dtype=torch.int64)
     radial = torch.zeros(0, 4, dtype=torch.float64)
     harmonics = torch.zeros(0, 9, dtype=torch.float64)
-    new_x, new_rho = step(x, rho, radial, harmonics, none, none)
+    edges = Edges(centers=none, neighbors=none, radial=radial, harmonics=harmonics)
+    new_x, new_rho = step(x, rho, edges)
     assert new_x.shape == x.shape and torch.isfinite(new_x).all()
     assert new_rho.shape == rho.shape

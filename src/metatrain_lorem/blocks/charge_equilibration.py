@@ -89,9 +89,7 @@ class ChargeEquilibration(torch.nn.Module):
             settings = ewald_parameters(cutoff * widest / settings.smearing, self.accuracy)
             settings = settings._replace(smearing=widest)
         self.settings = settings._replace(mesh_threshold=MESH_THRESHOLD)
-        self.one_width: bool = (
-            not learn_widths and math.sqrt(2.0) * max(radii) <= settings.smearing
-        )
+        self.one_width: bool = not learn_widths and math.sqrt(2.0) * max(radii) <= settings.smearing
         # images of slabs must not overlap; learned widths may double
         self.least_vacuum: float = (24.0 if learn_widths else 12.0) * max(radii)
 

@@ -8,6 +8,7 @@ import torch
 from ..indexing import host_starts
 from .parameters import SumParameters
 
+
 class Boundaries(NamedTuple):
     """Boundaries of the structures of a batch; lists are on the host.
 
@@ -20,7 +21,9 @@ class Boundaries(NamedTuple):
     lengths: list[list[float]]  # of the three cell vectors of the sum, Å
     host_cells: list[list[float]]  # the cells of the sum, nine numbers each, Å
     host_volumes: list[float]  # Å³
-    cells: torch.Tensor  # [systems, 3, 3] cells of the sum, vectors in rows, Å; identity if isolated
+    cells: (
+        torch.Tensor
+    )  # [systems, 3, 3] cells of the sum, vectors in rows, Å; identity if isolated
     volumes: torch.Tensor  # [systems] Å³
     normals: torch.Tensor  # [systems, 3] unit normals of slabs, zero for other structures
     heights: torch.Tensor  # [systems] heights of the slabs' cells, zero for other structures, Å
@@ -208,6 +211,8 @@ def find_boundaries(
                 longest = max(longest, side)
         check_boundaries(number, dimension, volume, size)
         height = 0.0
+        if dimension == 0:
+            cell = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
         if dimension == 2:
             height = slab_cell_height(thickness, longest, least_vacuum)
             volume = volume * height

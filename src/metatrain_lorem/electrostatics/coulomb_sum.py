@@ -26,7 +26,6 @@ class CoulombSum(torch.nn.Module):
     :raises ValueError: if a parameter is out of range
     """
 
-
     settings: SumParameters  # TorchScript needs the type
 
     def __init__(self, cutoff: float, accuracy: float, exponent: int = 1) -> None:
@@ -65,7 +64,9 @@ class CoulombSum(torch.nn.Module):
         isolated, small, large = sort_structures(graph.boundaries, self.settings)
         potentials = torch.zeros_like(charges)
         if len(isolated) > 0:
-            potentials = potentials + self.isolated(charges, graph, isolated, self.settings.max_terms)
+            potentials = potentials + self.isolated(
+                charges, graph, isolated, self.settings.max_terms
+            )
         if len(small) + len(large) == 0:
             return potentials
         if self.is_coulomb:

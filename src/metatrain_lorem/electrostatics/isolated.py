@@ -56,7 +56,11 @@ class IsolatedSum(torch.nn.Module):
         return potentials
 
     def rows(
-        self, charges: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, chunk: torch.Tensor
+        self,
+        charges: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor,
+        chunk: torch.Tensor,
     ) -> torch.Tensor:
         """
         :param charges: ``[structures, atoms, channels]``, e

@@ -64,9 +64,7 @@ class SmoothDispersion(torchpme.InversePowerLawPotential):
         _derived(self)
         self.register_buffer("exponent", self.exponent, persistent=False)
 
-    def from_dist(
-        self, dist: torch.Tensor, pair_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def from_dist(self, dist: torch.Tensor, pair_mask: torch.Tensor | None = None) -> torch.Tensor:
         """
         :param dist: distances, not zero, any shape, Å
         :param pair_mask: factors of the pairs

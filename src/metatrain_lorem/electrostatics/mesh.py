@@ -174,9 +174,7 @@ def mesh_shape(lengths: list[float], spacing: float) -> list[int]:
     return [smooth_size(length / spacing) for length in lengths]
 
 
-def axis_product(
-    x: torch.Tensor, y: torch.Tensor, z: torch.Tensor
-) -> torch.Tensor:
+def axis_product(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     """
     :param x: factors along the first axis ``[nx]``
     :param y: along the second ``[ny]``
@@ -282,9 +280,7 @@ class SplineInterpolator(MeshInterpolator):
         """
         :param positions: ``[atoms, 3]``, Å
         """
-        self.stencil = stencil(
-            positions, self.inverse_cell, self.shape, self.interpolation_nodes
-        )
+        self.stencil = stencil(positions, self.inverse_cell, self.shape, self.interpolation_nodes)
 
     def points_to_mesh(self, particle_weights: torch.Tensor) -> torch.Tensor:
         """
@@ -324,9 +320,7 @@ class PhaseFilter(P3MKSpaceFilter):
         self.register_buffer("_diff_coeff", self._diff_coeff, persistent=False)
 
     @torch.jit.export
-    def update(
-        self, cell: torch.Tensor | None = None, ns_mesh: torch.Tensor | None = None
-    ) -> None:
+    def update(self, cell: torch.Tensor | None = None, ns_mesh: torch.Tensor | None = None) -> None:
         """
         :param cell: cell vectors in rows ``[3, 3]``, Å; the mesh is that of ``shape``
         :param ns_mesh: of torch-pme's signature, not used
@@ -348,9 +342,7 @@ class PhaseFilter(P3MKSpaceFilter):
         waves = torch.view_as_complex(waves).permute(3, 0, 1, 2)
         waves = torch.fft.fftn(waves.contiguous(), dim=[1, 2, 3])
         # TorchScript cannot differentiate a product of complex and real numbers
-        waves = torch.view_as_complex(
-            torch.view_as_real(waves).mul_(self._kfilter.unsqueeze(-1))
-        )
+        waves = torch.view_as_complex(torch.view_as_real(waves).mul_(self._kfilter.unsqueeze(-1)))
         waves = torch.fft.ifftn(waves, dim=[1, 2, 3], norm="forward")
         values = torch.view_as_real(waves.permute(1, 2, 3, 0).contiguous())
         return values.flatten(3).permute(3, 0, 1, 2)

@@ -9,6 +9,7 @@ from ..nn.tensor_dense import DegreeLinear
 from .equivariant import TensorBasis
 from .invariant import InvariantHead
 
+
 class TargetHead(torch.nn.Module):
     r"""Per-atom values of a target, one array per block of its layout.
 
@@ -26,9 +27,7 @@ class TargetHead(torch.nn.Module):
 
     shapes: list[list[int]]  # TorchScript can't infer empty lists
 
-    def __init__(
-        self, name: str, target: TargetInfo, hypers: ModelHypers, num_stages: int
-    ) -> None:
+    def __init__(self, name: str, target: TargetInfo, hypers: ModelHypers, num_stages: int) -> None:
         super().__init__()
         max_degree = int(hypers["max_degree"])
         num_channels = int(hypers["num_spherical_features"])
@@ -53,9 +52,7 @@ class TargetHead(torch.nn.Module):
         self.field_linear: torch.nn.Module | None = None
         if hypers["long_range"]["enable"] and not target.is_scalar:
             self.field_linear = DegreeLinear(max_degree, num_channels, num_channels)
-        self.invariants = InvariantHead(
-            int(hypers["num_features"]), num_stages, sum(self.sizes)
-        )
+        self.invariants = InvariantHead(int(hypers["num_features"]), num_stages, sum(self.sizes))
         self.register_buffer("xyz", torch.tensor(CARTESIAN), persistent=False)
 
     def last_layer_features(self, stages: list[torch.Tensor]) -> torch.Tensor:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 
 import pytest
-
 from metatrain_lorem.lammps import build
 
 KEYWORDS = [

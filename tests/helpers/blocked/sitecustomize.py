@@ -2,7 +2,7 @@
 
 import sys
 
-FORBIDDEN = ("metatrain", "metatrain_lorem", "_metatrain_lorem_registration", "sphericart")
+FORBIDDEN = ("metatrain", "metatrain_lorem", "_metatrain_lorem_registration", "sphericart", "torchpme")
 
 
 class Blocker:

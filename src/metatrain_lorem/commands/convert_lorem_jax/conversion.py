@@ -16,7 +16,7 @@ from metatrain.utils.data.target_info import get_energy_target_info
 from metatrain.utils.hypers import init_with_defaults
 
 from ...documentation import LongRangeHypers, ModelHypers
-from ...electrostatics.multipoles import LongRange
+from ...blocks.long_range import LongRange
 from ...model import Lorem
 from ...nn.density import RadialMixing
 from ...nn.message_passing import MessagePassing

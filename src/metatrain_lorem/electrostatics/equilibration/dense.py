@@ -129,7 +129,9 @@ def periodic_matrix(
             phases = 2.0 * math.pi * torch.bmm(fractions, n.transpose(1, 2))
             cos_and_sin = [torch.cos(phases), torch.sin(phases)]
             for other in present:
-                gaussians = torch.exp(-0.5 * wide[species, other].unsqueeze(2) * k_squared.unsqueeze(1))
+                gaussians = torch.exp(
+                    -0.5 * wide[species, other].unsqueeze(2) * k_squared.unsqueeze(1)
+                )
                 weights = gaussians * prefactor.unsqueeze(1) * real.unsqueeze(2)
                 columns = (real * (species == other).to(real.dtype)).unsqueeze(2)
                 for wave in cos_and_sin:

@@ -48,9 +48,7 @@ class Equilibrium(NamedTuple):
     structures: list[int]  # their numbers
 
 
-def choose_solver(
-    interactions: Interactions, solver: Solver
-) -> tuple[list[int], list[int]]:
+def choose_solver(interactions: Interactions, solver: Solver) -> tuple[list[int], list[int]]:
     """
     :param interactions: of the batch
     :param solver: how to solve

@@ -98,9 +98,7 @@ def solve_iteratively(
     return q
 
 
-def respond(
-    operator: ChargeOperator, b: torch.Tensor, limits: Limits, name: str
-) -> torch.Tensor:
+def respond(operator: ChargeOperator, b: torch.Tensor, limits: Limits, name: str) -> torch.Tensor:
     """
     Change of the charges, of zero sum, when b is added to the electronegativities.
 
