@@ -180,7 +180,7 @@ def test_every_value_is_used(setting, tmp_path, monkeypatch):
     model = load_model(tmp_path / "model.ckpt")
     found = []
     for name, parameter in model.named_parameters():
-        if name != "heads.energy.invariants.last_layer.bias":
+        if name != "readout.heads.energy.invariants.last_layer.bias":
             found.extend(parameter.detach().ravel().tolist())
     assert sorted(found) == sorted(expected)
     constants = sum(value[0] for key, value in weights.items() if key.endswith("Dense_2/bias"))
