@@ -244,8 +244,9 @@ def spread(atoms: Stencil, charges: torch.Tensor, num_points: int) -> torch.Tens
     block = chunk_sizes(charges.device)[0]
     blocks = zip(atoms.index.split(block), atoms.weights.split(block), charges.split(block))  # noqa: B905
     for i, w, q in blocks:
-        shares = torch.bmm(w.unsqueeze(2), q.unsqueeze(1)).flatten(0, 1)
-        mesh.index_add_(0, i.flatten(), shares)
+        # the product of matrices is the faster one for several channels, the slower one for one
+        shares = w * q if q.size(1) == 1 else torch.bmm(w.unsqueeze(2), q.unsqueeze(1))
+        mesh.index_add_(0, i.flatten(), shares.view(-1, q.size(1)))
     return mesh
 
 
@@ -256,6 +257,8 @@ def gather(atoms: Stencil, mesh: torch.Tensor) -> torch.Tensor:
     :return: values at the atoms ``[atoms, channels]``
     """
     values = mesh.index_select(0, atoms.index.flatten())
+    if mesh.size(1) == 1:
+        return (values.view_as(atoms.weights) * atoms.weights).sum(dim=1, keepdim=True)
     values = values.view(atoms.weights.size(0), atoms.weights.size(1), -1)
     return torch.bmm(atoms.weights.unsqueeze(1), values).squeeze(1)
 
