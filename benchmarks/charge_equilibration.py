@@ -39,10 +39,10 @@ from metatrain.utils.neighbor_lists import (
     get_requested_neighbor_lists,
     get_system_with_neighbor_lists,
 )
-
 from metatrain_lorem.electrostatics.charge_equilibration import ChargeEquilibration
 from metatrain_lorem.electrostatics.charge_operator import periodic_operator
 from metatrain_lorem.electrostatics.solvers import solve_iteratively
+
 from metatrain_lorem.model import Lorem
 
 TOLERANCES = (1e-4, 1e-6, 1e-8)

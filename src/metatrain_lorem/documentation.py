@@ -72,9 +72,9 @@ class LongRangeHypers(TypedDict):
     the wave vectors and the mesh follow from it and from ``cutoff``; they are logged. Isolated
     structures are summed exactly."""
     exponents: list[int] = [1]
-    """Interactions of the block: ``[1]`` for 1/r, ``[1, 6]`` adds a learned scalar per atom that acts
-    through 1/r⁶, as dispersion does, smooth at short distances. It costs about a tenth of the sum of
-    1/r."""
+    """Interactions of the block: ``[1]`` for 1/r, ``[1, 6]`` adds a learned scalar per atom that
+    acts through 1/r⁶, as dispersion does, levelling off at short distances. Its sum over periodic
+    images has one channel, where that of 1/r has ten by default."""
 
 
 class ChargeEquilibrationHypers(TypedDict):

@@ -6,8 +6,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 recomputed = partial(checkpoint, use_reentrant=False)
-"""``recomputed(function, *arguments)`` evaluates the function once more in the backward pass instead
-of storing what lies between. Eager mode only: TorchScript has no means for that."""
+"""``recomputed(function, *arguments)`` evaluates the function once more in the backward pass
+instead of storing what lies between. Eager mode only: TorchScript has no means for that."""
 
 
 def chunk_sizes(device: torch.device) -> tuple[int, int]:

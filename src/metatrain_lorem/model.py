@@ -14,19 +14,13 @@ from metatomic.torch import (
     ModelOutput,
     NeighborListOptions,
     System,
-    unit_conversion_factor,
 )
-from metatrain.composition import CompositionModel
 from metatrain.scaler import Scaler
 from metatrain.utils.abc import ModelInterface
-from metatrain.utils.additive import ZBL
 from metatrain.utils.architectures import get_default_hypers
-from metatrain.utils.data import DatasetInfo, TargetInfo
+from metatrain.utils.data import DatasetInfo
 from metatrain.utils.data.atom_pair_helpers import check_no_atom_pair_targets
-from metatrain.utils.data.atomic_basis_helpers import (
-    densify_atomic_basis_dataset_info,
-    sparsify_atomic_basis_target,
-)
+from metatrain.utils.data.atomic_basis_helpers import sparsify_atomic_basis_target
 from metatrain.utils.dtype import dtype_to_str
 from metatrain.utils.metadata import merge_metadata
 from torch.profiler import record_function
@@ -37,18 +31,11 @@ from .blocks.long_range import LongRange
 from .blocks.short_range import ShortRange
 from .documentation import ModelHypers, check_hypers
 from .graph import Graph, GraphBuilder, total_charges
-from .heads.charges import (
-    ATOMIC_CHARGE,
-    DIPOLE_MOMENT,
-    charge_outputs,
-    check_charge_targets,
-    is_atomic_charge,
-    is_energy,
-)
+from .heads.charges import unscaled_targets
 from .heads.readout import Features, Readout
 from .nn.mlp import MLP
 from .nn.tensor_dense import TensorProduct
-from .outputs import OutputLabels, add_baseline, add_response, collect, relabeled
+from .outputs import add_baseline, add_response, baseline_models, collect, relabeled
 
 
 class Lorem(ModelInterface[ModelHypers]):
@@ -87,7 +74,6 @@ class Lorem(ModelInterface[ModelHypers]):
     )
 
     __jit_unused_properties__ = ["unscaled_targets", "last_layer_parameter_names"]
-    energy_units: Dict[str, float]  # TorchScript can't infer the types of empty containers
 
     def __init__(self, hypers: ModelHypers, dataset_info: DatasetInfo) -> None:
         super().__init__(hypers, dataset_info, self.__default_metadata__)
@@ -117,7 +103,6 @@ class Lorem(ModelInterface[ModelHypers]):
         self.long_range: torch.nn.Module | None = None
         vacuum = cutoff
         if hypers["charge_equilibration"]["enable"]:
-            check_charge_targets(dataset_info)
             self.charge_equilibration = ChargeEquilibration(hypers, self.atomic_types, unit)
             vacuum = max(vacuum, self.charge_equilibration.least_vacuum)
             logging.info(self.charge_equilibration.describe(unit or "Å"))
@@ -136,57 +121,10 @@ class Lorem(ModelInterface[ModelHypers]):
         self.graph = GraphBuilder(self.atomic_types, self.requested_nl, electrostatics, vacuum)
         num_stages = len(restart.stage_names(hypers))
         self.last_layer_feature_size = num_stages * int(hypers["num_features"])  # for LLPR
-        self.readout = Readout(hypers, self.atomic_types, num_stages)
-        self._declare_outputs(dataset_info)
-
-        composition = CompositionModel.from_valid_targets(dataset_info, self.atomic_types)
-        additive_models: list[torch.nn.Module] = [composition]
-        if hypers["zbl"]:
-            targets = {
-                name: target
-                for name, target in dataset_info.targets.items()
-                if ZBL.is_valid_target(name, target)
-            }
-            info = DatasetInfo(unit, self.atomic_types, targets)
-            additive_models.append(ZBL({}, info))
-        self.additive_models = torch.nn.ModuleList(additive_models)
+        self.readout = Readout(hypers, dataset_info, num_stages)
+        self.outputs = self.readout.outputs
+        self.additive_models = torch.nn.ModuleList(baseline_models(hypers, dataset_info))
         self.scaler = Scaler(get_default_hypers("scaler")["model"], dataset_info)
-
-    def _declare_outputs(self, dataset_info: DatasetInfo) -> None:
-        self.labels = OutputLabels()
-        self.energy_units = {}
-        self.outputs = {
-            "feature": ModelOutput(sample_kind="atom", description="scalar features of atoms")
-        }
-        self.labels.add_array("feature", "feature", int(self.hypers["num_features"]))
-        charges = charge_outputs(dataset_info, self.charge_equilibration is not None)
-        for name, output in charges.items():
-            self.outputs[name] = output
-            self.labels.add_array(name, name.split("::")[-1])
-        for name, target in densify_atomic_basis_dataset_info(dataset_info).targets.items():
-            self.add_target(name, target)
-
-    def add_target(self, name: str, target: TargetInfo) -> None:
-        """Register a target.
-
-        :param name: of the target
-        :param target: its description, atomic bases densified
-        """
-        if self.charge_equilibration is not None and is_energy(name, target):
-            self.energy_units[name] = unit_conversion_factor("eV", target.unit or "eV")
-        if self.readout.add(name, target, self.dataset_info.length_unit):
-            features = self.readout.feature_names[name]
-            self.labels.add_array(features, "feature", self.last_layer_feature_size)
-            self.outputs[features] = ModelOutput(
-                sample_kind="atom", description=f"last-layer features of {name}"
-            )
-            if name == ATOMIC_CHARGE and "charge" in self.outputs:
-                # what is predicted for the target, until baselines and scales are applied
-                self.labels.add_target("charge", target)
-        self.labels.add_target(name, target)
-        self.outputs[name] = ModelOutput(
-            unit=target.unit, sample_kind="atom", description=target.description
-        )
 
     def supported_outputs(self) -> dict[str, ModelOutput]:
         return self.outputs
@@ -208,13 +146,7 @@ class Lorem(ModelInterface[ModelHypers]):
     @property
     def unscaled_targets(self) -> list[str]:
         """Targets without baseline and scale: charges, and what is made of them."""
-        targets = self.dataset_info.targets
-        names: list[str] = []
-        if ATOMIC_CHARGE in targets and is_atomic_charge(targets[ATOMIC_CHARGE]):
-            names.append(ATOMIC_CHARGE)
-        if DIPOLE_MOMENT in targets and self.charge_equilibration is not None:
-            names.append(DIPOLE_MOMENT)
-        return names
+        return unscaled_targets(self.dataset_info, self.charge_equilibration is not None)
 
     def forward(
         self,
@@ -251,8 +183,11 @@ class Lorem(ModelInterface[ModelHypers]):
             features = Features(stages=stages, spherical=spherical, field=field)
             values = self.readout(features, charges, graph, list(outputs.keys()))
         with record_function("lorem::outputs"):
-            results = collect(self.labels(values, graph), outputs, selected_atoms)
-            energies = self.charge_energies(charges, graph, outputs, selected_atoms)
+            results = self.readout.labels(values, graph)
+            results = collect(results, outputs, selected_atoms)
+            # the energy of the charges is in units of its own, whatever the scales of the targets
+            energies = self.readout.labels(self.readout.charge_energies(charges, outputs), graph)
+            energies = collect(energies, outputs, selected_atoms)
             if self.training:
                 # the trainer removes baselines and scales from the targets instead
                 energies = self.scaler.apply_scales(
@@ -272,25 +207,6 @@ class Lorem(ModelInterface[ModelHypers]):
             return None
         return self.charge_embedding(graph.total_charge.unsqueeze(1))[graph.system_index]
 
-    def charge_energies(
-        self,
-        charges: Optional[Charges],
-        graph: Graph,
-        outputs: Dict[str, ModelOutput],
-        selected_atoms: Optional[Labels],
-    ) -> Dict[str, TensorMap]:
-        """The energy of the charges in the units of the targets, whatever their scales."""
-        values: Dict[str, List[torch.Tensor]] = {}
-        if charges is not None:
-            for name, unit in self.energy_units.items():
-                if name in outputs:
-                    size = len(self.labels.properties[name][0])
-                    values[name] = [(unit * charges.energies).unsqueeze(1).expand(-1, size)]
-        if len(values) == 0:
-            empty: Dict[str, TensorMap] = {}
-            return empty
-        return collect(self.labels(values, graph), outputs, selected_atoms)
-
     def with_response(
         self, results: Dict[str, TensorMap], charges: Charges, graph: Graph
     ) -> Dict[str, TensorMap]:
@@ -301,7 +217,7 @@ class Lorem(ModelInterface[ModelHypers]):
         new: Dict[str, TensorMap] = {}
         for name, result in results.items():
             new[name] = mts.detach(result)
-            if name in self.energy_units and self.charge_equilibration is not None:
+            if name in self.readout.energy_units and self.charge_equilibration is not None:
                 energy, first = result.block().values.sum(), graph.boundaries.first
                 response = self.charge_equilibration.response(energy, charges, first)
                 new[name] = add_response(result, response)

@@ -7,9 +7,12 @@ import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from metatensor.torch.operations._add import _add_block_block
 from metatomic.torch import ModelOutput
-from metatrain.utils.data import TargetInfo
+from metatrain.composition import CompositionModel
+from metatrain.utils.additive import ZBL
+from metatrain.utils.data import DatasetInfo, TargetInfo
 from metatrain.utils.sum_over_atoms import sum_over_atoms
 
+from .documentation import ModelHypers
 from .graph import Graph
 from .indexing import occurrences
 
@@ -78,6 +81,24 @@ class OutputLabels(torch.nn.Module):
                 for labels in self.components[name]:
                     components.append([c.to(device) for c in labels])
                 self.components[name] = components
+
+
+def baseline_models(hypers: ModelHypers, dataset_info: DatasetInfo) -> list[torch.nn.Module]:
+    """
+    :param hypers: of the model
+    :param dataset_info: of the model
+    :return: what is added to the targets: the composition model and, if asked for, ZBL's repulsion
+    """
+    atomic_types = sorted(dataset_info.atomic_types)
+    models = [CompositionModel.from_valid_targets(dataset_info, atomic_types)]
+    if hypers["zbl"]:
+        targets = {
+            name: target
+            for name, target in dataset_info.targets.items()
+            if ZBL.is_valid_target(name, target)
+        }
+        models.append(ZBL({}, DatasetInfo(dataset_info.length_unit, atomic_types, targets)))
+    return models
 
 
 def relabeled(result: TensorMap, label: str) -> TensorMap:

@@ -60,7 +60,7 @@ def restart(
     new_targets = [name for name in merged.targets if name not in model.dataset_info.targets]
     densified = densify_atomic_basis_dataset_info(dataset_info).targets
     for name in new_targets:
-        model.add_target(name, densified[name])
+        model.readout.add_target(name, densified[name])
     model.has_new_parameters = model.has_new_parameters or len(new_targets) > 0
 
     model.dataset_info = merged

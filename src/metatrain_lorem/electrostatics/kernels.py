@@ -47,14 +47,13 @@ class ErfcCoulomb(torchpme.CoulombPotential):
 
 
 class SmoothDispersion(torchpme.InversePowerLawPotential):
-    r""":math:`v(r) = P(3, r^2 / 2 \sigma^2) / r^6`, which is :math:`1/r^6` at distance and smooth at
-    zero.
+    r""":math:`v(r) = P(3, r^2 / 2 \sigma^2) / r^6`: :math:`1/r^6` at distance, smooth at zero.
 
     P is the regularised incomplete gamma function. This is the long-range part of torch-pme's
     :math:`1/r^6`, whose rest, the singularity, is left to the short-range part of the model; beyond
-    four smearings it differs from :math:`1/r^6` by less than 1.4 %, beyond five by 3e-4. Its own
-    forms of torch-pme's functions, for the fixed exponent: those compare it as a tensor, which stops
-    a GPU, and go through powers that overflow in single precision.
+    four smearings it differs from :math:`1/r^6` by less than 1.4 %, beyond five by 4e-4. Its own
+    forms of torch-pme's functions, for the fixed exponent: those compare it as a tensor, which
+    stops a GPU, and go through powers that overflow in single precision.
 
     :param smearing: distance below which the interaction levels off, Å
     """
@@ -70,7 +69,9 @@ class SmoothDispersion(torchpme.InversePowerLawPotential):
         :param pair_mask: factors of the pairs
         :return: the whole interaction, 1/Å⁶
         """
-        x = 0.5 * (dist / self.smearing) ** 2
+        # infinite distances mark what does not interact, also in derivatives
+        apart = dist > 1e3 * self.smearing
+        x = 0.5 * (dist.masked_fill(apart, 1.0) / self.smearing) ** 2
         # the gamma function's expansion in x cancels where x is small; its series does not
         near = torch.clamp(x, max=1.0)
         term = torch.ones_like(x) / 6.0
@@ -81,7 +82,7 @@ class SmoothDispersion(torchpme.InversePowerLawPotential):
         far = torch.clamp(x, min=1.0)
         closed = (1.0 - torch.exp(-far) * (1.0 + far + 0.5 * far * far)) / (far * far * far)
         shape = torch.where(x < 1.0, series * torch.exp(-near), closed)
-        result = self.prefactor / (2.0 * self.smearing**2) ** 3 * shape
+        result = self.prefactor / (2.0 * self.smearing**2) ** 3 * shape.masked_fill(apart, 0.0)
         if pair_mask is not None:
             result = result * pair_mask
         return result

@@ -4,7 +4,9 @@ Yeh and Berkowitz, J. Chem. Phys. 111, 3155 (1999), eq. 22; for charged slabs Ba
 Cerdà, J. Chem. Phys. 131, 094107 (2009), eq. 23. Two unit charges at the heights z in a cell of
 volume V and height H interact by
 
-.. math:: -\frac{2\pi}{V} \left[(z_i - z_j)^2 + s_i + s_j\right] , \quad s_i = \frac{H^2}{12} + \gamma_i^2
+.. math::
+    -\frac{2\pi}{V} \left[(z_i - z_j)^2 + s_i + s_j\right] ,
+    \quad s_i = \frac{H^2}{12} + \gamma_i^2
 
 with :math:`\gamma` the widths of Gaussian charges, zero for points. With it and the background the
 planar average of a charge is :math:`-2\pi |z| / A` without a constant, as in the two-dimensional

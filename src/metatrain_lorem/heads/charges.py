@@ -40,6 +40,21 @@ def is_energy(name: str, target: TargetInfo) -> bool:
     return target.unit != ""
 
 
+def unscaled_targets(dataset_info: DatasetInfo, equilibrated: bool) -> list[str]:
+    """
+    :param dataset_info: of the model
+    :param equilibrated: whether it has charge equilibration
+    :return: targets without baseline and scale: charges, and what is made of them
+    """
+    targets = dataset_info.targets
+    names: list[str] = []
+    if ATOMIC_CHARGE in targets and is_atomic_charge(targets[ATOMIC_CHARGE]):
+        names.append(ATOMIC_CHARGE)
+    if DIPOLE_MOMENT in targets and equilibrated:
+        names.append(DIPOLE_MOMENT)
+    return names
+
+
 def check_charge_targets(dataset_info: DatasetInfo) -> None:
     """Refuse targets that a model with charge equilibration can't have.
 

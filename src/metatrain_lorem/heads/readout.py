@@ -3,12 +3,22 @@
 from typing import Final, NamedTuple
 
 import torch
-from metatrain.utils.data import TargetInfo
+from metatomic.torch import ModelOutput, unit_conversion_factor
+from metatrain.utils.data import DatasetInfo, TargetInfo
+from metatrain.utils.data.atomic_basis_helpers import densify_atomic_basis_dataset_info
 
 from ..blocks.charge_equilibration import Charges
 from ..documentation import ModelHypers
 from ..graph import Graph
-from .charges import ATOMIC_CHARGE, DIPOLE_MOMENT, ChargeDipole
+from ..outputs import OutputLabels
+from .charges import (
+    ATOMIC_CHARGE,
+    DIPOLE_MOMENT,
+    ChargeDipole,
+    charge_outputs,
+    check_charge_targets,
+    is_energy,
+)
 from .target import TargetHead
 
 
@@ -26,48 +36,76 @@ def last_layer_features_name(target: str) -> str:
 
 
 class Readout(torch.nn.Module):
-    """Heads of the targets, and outputs that are charges or made of them.
+    """Heads of the targets, outputs that are charges or made of them, and the labels of all.
 
     :param hypers: of the model
-    :param atomic_types: atomic numbers of the species
+    :param dataset_info: of the model
     :param num_stages: stages of scalar features
+    :raises ValueError: for targets that the model can't have
     """
 
     # TorchScript can't infer types of empty containers, and knows no strings of other modules
+    outputs: dict[str, ModelOutput]
     feature_names: dict[str, str]
+    energy_units: dict[str, float]
     atomic_charge: Final[str]
     dipole_moment: Final[str]
 
-    def __init__(self, hypers: ModelHypers, atomic_types: list[int], num_stages: int) -> None:
+    def __init__(self, hypers: ModelHypers, dataset_info: DatasetInfo, num_stages: int) -> None:
         super().__init__()
         self.hypers = hypers
-        self.atomic_types = atomic_types
+        self.dataset_info = dataset_info
         self.num_stages = num_stages
+        self.num_features = int(hypers["num_features"])
         self.atomic_charge = ATOMIC_CHARGE
         self.dipole_moment = DIPOLE_MOMENT
         self.equilibrated: bool = hypers["charge_equilibration"]["enable"]
         self.heads = torch.nn.ModuleDict()
-        self.feature_names = {}
         self.charge_dipole: torch.nn.Module | None = None
+        self.feature_names = {}
+        self.energy_units = {}
+        self.outputs = {}
+        self.labels = OutputLabels()
+        if self.equilibrated:
+            check_charge_targets(dataset_info)
+        self._declare("feature", "scalar features of atoms")
+        self.labels.add_array("feature", "feature", self.num_features)
+        for name, output in charge_outputs(dataset_info, self.equilibrated).items():
+            self.outputs[name] = output
+            self.labels.add_array(name, name.split("::")[-1])
+        for name, target in densify_atomic_basis_dataset_info(dataset_info).targets.items():
+            self.add_target(name, target)
 
-    def add(self, name: str, target: TargetInfo, length_unit: str) -> bool:
+    def _declare(self, name: str, description: str, unit: str = "") -> None:
+        self.outputs[name] = ModelOutput(unit=unit, sample_kind="atom", description=description)
+
+    def add_target(self, name: str, target: TargetInfo) -> None:
         """Register a target.
 
         :param name: of the target
         :param target: its description, atomic bases densified
-        :param length_unit: of positions
-        :return: whether it has a head, and is not made of the charges alone
+        :raises ValueError: for a target that the model can't have
         """
-        has_head = True
-        if self.equilibrated and name == ATOMIC_CHARGE:
-            has_head = False
-        if self.equilibrated and name == DIPOLE_MOMENT:
-            self.charge_dipole = ChargeDipole(target, self.atomic_types, length_unit)
-            has_head = self.hypers["charge_equilibration"]["atomic_dipoles"]
-        if has_head:
-            self.heads[name] = TargetHead(name, target, self.hypers, self.num_stages)
-            self.feature_names[name] = last_layer_features_name(name)
-        return has_head
+        self._declare(name, target.description, target.unit)
+        self.labels.add_target(name, target)
+        if self.equilibrated:
+            if is_energy(name, target):
+                self.energy_units[name] = unit_conversion_factor("eV", target.unit or "eV")
+            if name == ATOMIC_CHARGE:
+                return
+            if name == DIPOLE_MOMENT:
+                types, unit = sorted(self.dataset_info.atomic_types), self.dataset_info.length_unit
+                self.charge_dipole = ChargeDipole(target, types, unit)
+                if not self.hypers["charge_equilibration"]["atomic_dipoles"]:
+                    return
+        self.heads[name] = TargetHead(name, target, self.hypers, self.num_stages)
+        features = last_layer_features_name(name)
+        self.feature_names[name] = features
+        self._declare(features, f"last-layer features of {name}")
+        self.labels.add_array(features, "feature", self.num_stages * self.num_features)
+        if name == ATOMIC_CHARGE and "charge" in self.outputs:
+            # what is predicted for the target, until baselines and scales are applied
+            self.labels.add_target("charge", target)
 
     def forward(
         self, features: Features, charges: Charges | None, graph: Graph, outputs: list[str]
@@ -108,4 +146,20 @@ class Readout(torch.nn.Module):
                     values[name] = [charges.electronegativity.unsqueeze(1)]
                 elif name == "mtt::aux::hardness":
                     values[name] = [charges.hardness.unsqueeze(1)]
+        return values
+
+    def charge_energies(
+        self, charges: Charges | None, outputs: dict[str, ModelOutput]
+    ) -> dict[str, list[torch.Tensor]]:
+        """
+        :param charges: of charge equilibration
+        :param outputs: what is asked for
+        :return: the energy of the charges, in the unit of each target that is an energy
+        """
+        values: dict[str, list[torch.Tensor]] = {}
+        if charges is not None:
+            for name, unit in self.energy_units.items():
+                if name in outputs:
+                    size = len(self.labels.properties[name][0])
+                    values[name] = [(unit * charges.energies).unsqueeze(1).expand(-1, size)]
         return values

@@ -11,7 +11,6 @@ from ..safe import degree_norms
 from .clebsch_gordan import clebsch_gordan
 from .constants import join_constants, split_constants
 
-
 # y, z, x (degree 1 in the order m = -1, 0, 1) to x, y, z, and back
 CARTESIAN = [2, 0, 1]
 SPHERICAL = [1, 2, 0]

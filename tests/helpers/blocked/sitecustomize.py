@@ -2,7 +2,13 @@
 
 import sys
 
-FORBIDDEN = ("metatrain", "metatrain_lorem", "_metatrain_lorem_registration", "sphericart", "torchpme")
+FORBIDDEN = (
+    "metatrain",
+    "metatrain_lorem",
+    "_metatrain_lorem_registration",
+    "sphericart",
+    "torchpme",
+)
 
 
 class Blocker:

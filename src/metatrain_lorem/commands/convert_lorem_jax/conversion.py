@@ -15,8 +15,8 @@ from metatrain.utils.data import DatasetInfo
 from metatrain.utils.data.target_info import get_energy_target_info
 from metatrain.utils.hypers import init_with_defaults
 
-from ...documentation import LongRangeHypers, ModelHypers
 from ...blocks.long_range import LongRange
+from ...documentation import LongRangeHypers, ModelHypers
 from ...model import Lorem
 from ...nn.density import RadialMixing
 from ...nn.message_passing import MessagePassing

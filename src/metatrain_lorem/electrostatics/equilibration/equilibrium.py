@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import torch
 
-from ...graph import Graph
 from ...safe import exact_sums
 from ..boundaries import sort_structures
 from .dense import dense_charges

@@ -69,8 +69,8 @@ def solve_iteratively(
         if iteration >= limits.max_iterations:
             raise ValueError(
                 f"charge equilibration of {name} did not converge: after {iteration} iterations "
-                f"the relative residual is {residual}, the tolerance {limits.tolerance}. Look for atoms "
-                "that are too close or far from anything the model was trained on; else raise "
+                f"the relative residual is {residual}, the tolerance {limits.tolerance}. Look for "
+                "atoms that are too close or far from anything the model was trained on; else raise "
                 "charge_equilibration.max_iterations or charge_equilibration.tolerance, or set "
                 "charge_equilibration.solver to dense"
             )
@@ -102,8 +102,8 @@ def respond(operator: ChargeOperator, b: torch.Tensor, limits: Limits, name: str
     """
     Change of the charges, of zero sum, when b is added to the electronegativities.
 
-    Parameters are those of :func:`solve_iteratively`. In derivatives b is often uniform up to noise,
-    since the energy of the charges is stationary: no solution is then needed.
+    Parameters are those of :func:`solve_iteratively`. In derivatives b is often uniform up to
+    noise, since the energy of the charges is stationary: no solution is then needed.
 
     :return: ``[atoms]``, e
     :raises ValueError: see :func:`solve_iteratively`
