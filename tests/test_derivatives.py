@@ -29,6 +29,7 @@ MODELS = {
     "message passing": {"num_message_passing": 1},
     "scalar message passing": {"num_message_passing": 1, "equivariant_message_passing": False},
     "ZBL": {"zbl": True},
+    "dispersion": {"long_range": {"exponents": [1, 6]}},
 }
 SHORT = {"long_range": {"enable": False}}
 DENSE = {"enable": True, "solver": "dense", "accuracy": 1e-4}
@@ -140,7 +141,7 @@ def test_eager(lorem, name, boundary):
 
 
 @pytest.mark.parametrize("form", ["scripted", "exported"])
-@pytest.mark.parametrize("name", ["long range", "message passing", "ZBL"])
+@pytest.mark.parametrize("name", ["long range", "message passing", "ZBL", "dispersion"])
 def test_other_forms(lorem, tmp_path, name, form):
     """One compilation serves all boundaries."""
     model = lorem.new_model(**MODELS[name])
@@ -150,12 +151,14 @@ def test_other_forms(lorem, tmp_path, name, form):
 
 
 @pytest.mark.parametrize("form", ["eager", "exported"])
-@pytest.mark.parametrize("name", ["long range", "message passing"])
+@pytest.mark.parametrize("name", ["long range", "message passing", "dispersion"])
 def test_mesh(lorem, tmp_path, name, form):
     model = lorem.new_model(**MODELS[name])
     frames = [lorem.frames["bulk"], lorem.frames["slab"]]
     explicit = lorem.values(model, frames)
     tune(model.long_range.coulomb, mesh_threshold=0)
+    if model.long_range.dispersion is not None:
+        tune(model.long_range.dispersion, mesh_threshold=0)
     assert not torch.equal(lorem.values(model, frames), explicit)
     energies = in_form(model, form, tmp_path)
     for frame in frames:

@@ -70,9 +70,9 @@ def solve_iteratively(
             raise ValueError(
                 f"charge equilibration of {name} did not converge: after {iteration} iterations "
                 f"the relative residual is {residual}, the tolerance {limits.tolerance}. Look for "
-                "atoms that are too close or far from anything the model was trained on; else raise "
-                "charge_equilibration.max_iterations or charge_equilibration.tolerance, or set "
-                "charge_equilibration.solver to dense"
+                "atoms that are too close or far from anything the model was trained on; else "
+                "raise charge_equilibration.max_iterations or charge_equilibration.tolerance, or "
+                "set charge_equilibration.solver to dense"
             )
         z = precondition(operator, r, kerker)
         z = z - preconditioned_ones * (z.sum() / preconditioned_ones.sum())
