@@ -124,11 +124,14 @@ def model_update_v1_v2(checkpoint: dict[str, Any]) -> None:
 
 
 def model_update_v2_v3(checkpoint: dict[str, Any]) -> None:
-    """With version 3 heads became part of a readout, and long range may act by other powers.
+    """With version 3 heads became part of a readout, long range may act by other powers, and norms
+    of spherical features may be smooth.
 
     :param checkpoint: changed in place
     """
-    checkpoint["model_data"]["model_hypers"]["long_range"].setdefault("exponents", [1])
+    hypers = checkpoint["model_data"]["model_hypers"]
+    hypers["long_range"].setdefault("exponents", [1])
+    hypers.setdefault("norms", "lorem-jax")
     for key in STATES:
         if checkpoint.get(key) is not None:
             for name in list(checkpoint[key]):

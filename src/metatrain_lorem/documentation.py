@@ -141,6 +141,11 @@ class ModelHypers(TypedDict):
     """The long-range block."""
     charge_equilibration: ChargeEquilibrationHypers = init_with_defaults(ChargeEquilibrationHypers)
     """The charge equilibration block."""
+    norms: Literal["smooth", "lorem-jax"] = "smooth"
+    """What is made of spherical features for the networks: ``smooth`` invariants, with which forces
+    of crystals change in proportion to displacements (phonons exist), or the norms of
+    ``lorem-jax``, which have cusps where symmetry makes a feature vanish. Checkpoints imported from
+    lorem-jax, and those of older versions, keep the latter."""
     zbl: bool = False
     """Whether to add the short-range ZBL repulsion as a baseline of energies, for atoms that come
     closer than in the training data. Needs lengths in Å."""

@@ -33,6 +33,11 @@ def restart(
     """
     if hypers is not None:
         take_solver(model, hypers.get("charge_equilibration", {}))
+        if hypers.get("norms", model.hypers["norms"]) != model.hypers["norms"]:
+            logging.info(
+                f"`norms` stays {model.hypers['norms']!r}, with which the model was trained"
+            )
+            hypers = {**hypers, "norms": model.hypers["norms"]}
         defaults = get_default_hypers("lorem")["model"]
         changes = get_hypers_diff(model.hypers, hypers, default_hypers=defaults)
         new_blocks = {}

@@ -11,7 +11,29 @@ import torch
 from .indexing import occurrences, starts
 
 
-def degree_norms(features: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
+def smooth_norms(features: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
+    r"""Norms of groups of components that have all derivatives where a group vanishes,
+    :math:`\sqrt{\|x\|^2 + \delta^2} - \delta`.
+
+    :math:`\delta` is a tenth of the root mean square of all features of the atom, so that the
+    result is proportional to their size, whatever it is.
+
+    :param features: ``[atoms, components, channels]``
+    :param members: 1 where a component belongs to a group, else 0 ``[groups, components]``
+    :return: ``[atoms, groups, channels]``
+    """
+    # for the same reason any constant may be taken out: no square over- or underflows
+    scale = features.detach().abs().amax(dim=[1, 2], keepdim=True)
+    scale = torch.where(scale < (1e-30 if features.dtype == torch.float32 else 1e-150), 1.0, scale)
+    components = (features / scale) ** 2
+    squares = torch.matmul(members.to(features.dtype), components)
+    # an atom without neighbors has no features at all
+    delta = torch.sqrt(0.01 * components.mean(dim=[1, 2], keepdim=True) + 1e-12)
+    # the difference of two nearly equal numbers, written without it
+    return scale * (squares / (torch.sqrt(squares + delta * delta) + delta))
+
+
+def cusped_norms(features: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
     r"""Norms of groups of components, zero with all their derivatives where a group vanishes.
 
     :param features: ``[atoms, components, channels]``

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from metatrain.utils.architectures import get_default_hypers
 
 from metatrain_lorem.nn.density import Edges
 from metatrain_lorem.nn.message_passing import MessagePassing
@@ -8,13 +9,10 @@ from metatrain_lorem.nn.spherical import SphericalNorms
 
 def make_step(equivariant):
     torch.manual_seed(0)
-    step = MessagePassing(
-        num_radial=4,
-        num_features=5,
-        max_degree=2,
-        num_spherical_features=2,
-        equivariant=equivariant,
-    ).to(torch.float64)
+    hypers = get_default_hypers("lorem")["model"]
+    hypers.update(num_radial=4, num_features=5, max_degree=2, num_spherical_features=2)
+    hypers["equivariant_message_passing"] = equivariant
+    step = MessagePassing(hypers).to(torch.float64)
     x = torch.randn(6, 5, dtype=torch.float64)
     rho = torch.randn(6, 9, 2, dtype=torch.float64)
     return step, x, rho
@@ -42,7 +40,7 @@ def step_pair_by_pair(step, x, rho, graph):
         rho = step.spherical.product(
             step.spherical.atom_linear(rho), step.spherical.message_linear(messages)
         )
-        x = step.norm_update(x, SphericalNorms(2)(rho))
+        x = step.norm_update(x, SphericalNorms(2, "smooth")(rho))
     return x, rho
 
 

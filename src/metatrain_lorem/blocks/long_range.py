@@ -33,7 +33,7 @@ class LongRange(torch.nn.Module):
         self.coulomb = CoulombSum(cutoff, accuracy)
         self.potential_linear = DegreeLinear(max_degree_charges, 1, s)
         self.product = TensorProduct((max_degree_charges, max_degree, max_degree), s)
-        self.norms = SphericalNorms(max_degree)
+        self.norms = SphericalNorms(max_degree, hypers["norms"])
         self.dispersion: torch.nn.Module | None = None
         scalars = 1
         if 6 in hypers["long_range"]["exponents"]:

@@ -40,11 +40,10 @@ class ShortRange(torch.nn.Module):
         self.density = SpeciesDensity(num_species_features, num_radial, d, max_degree, s)
         self.neighbor_update = Update(d, d)
         self.density_product = TensorDense(max_degree, s, max_degree, s)
-        self.norms = SphericalNorms(max_degree)
+        self.norms = SphericalNorms(max_degree, hypers["norms"])
         self.norm_update = Update((max_degree + 1) * s, d)
         self.message_passing = torch.nn.ModuleList(
-            MessagePassing(num_radial, d, max_degree, s, hypers["equivariant_message_passing"])
-            for _ in range(int(hypers["num_message_passing"]))
+            MessagePassing(hypers) for _ in range(int(hypers["num_message_passing"]))
         )
 
     def forward(

@@ -2,6 +2,7 @@ r"""Message passing of scalar and, if wanted, spherical features (LOREM, arXiv 2
 
 import torch
 
+from ..documentation import ModelHypers
 from .density import Edges, RadialMixing, sum_over_neighbors
 from .mlp import Update, linear
 from .spherical import SphericalNorms, degrees_of_components
@@ -12,29 +13,21 @@ class MessagePassing(torch.nn.Module):
     """One step of message passing: radial mixing by the features of both atoms, scalar messages,
     then the spherical features of the neighbours coupled to the edge's harmonics.
 
-    :param num_radial: number of radial functions
-    :param num_features: scalar features d
-    :param max_degree: largest degree L
-    :param num_spherical_features: spherical features s
-    :param equivariant: whether spherical features are passed as well
+    :param hypers: of the model
     """
 
-    def __init__(
-        self,
-        num_radial: int,
-        num_features: int,
-        max_degree: int,
-        num_spherical_features: int,
-        equivariant: bool,
-    ) -> None:
+    def __init__(self, hypers: ModelHypers) -> None:
         super().__init__()
+        num_radial, num_features = int(hypers["num_radial"]), int(hypers["num_features"])
+        max_degree = int(hypers["max_degree"])
+        num_spherical_features = int(hypers["num_spherical_features"])
         self.mixing = RadialMixing(num_features, num_radial, num_features)
         self.scalar = linear(num_features, num_features, bias=False)
         self.update = Update(num_features, num_features)
         self.spherical: torch.nn.Module | None = None
-        if equivariant:
+        if hypers["equivariant_message_passing"]:
             self.spherical = SphericalMessage(num_features, max_degree, num_spherical_features)
-            self.norms = SphericalNorms(max_degree)
+            self.norms = SphericalNorms(max_degree, hypers["norms"])
             self.norm_update = Update((max_degree + 1) * num_spherical_features, num_features)
         else:
             self.norms = torch.nn.Identity()

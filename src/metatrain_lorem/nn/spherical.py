@@ -7,7 +7,7 @@ Harmonics have Racah's normalisation: degree 1 *is* the unit vector.
 
 import torch
 
-from ..safe import degree_norms
+from ..safe import cusped_norms, smooth_norms
 from .clebsch_gordan import clebsch_gordan
 from .constants import join_constants, split_constants
 
@@ -90,16 +90,25 @@ def _couplings(known: int, reached: int) -> torch.Tensor:
 
 
 class SphericalNorms(torch.nn.Module):
-    r"""Norms of spherical features per degree, times :math:`(2l+1)^{1/4}`.
+    r"""Invariants of spherical features, one per degree and channel.
 
-    The factor evens out the spread of norms across degrees (LOREM, arXiv 2507.19382). Gradients
-    and second derivatives are zero where all components of a degree vanish.
+    * ``smooth``: the scalar :math:`\rho_0` itself, and
+      :math:`\sqrt{\|\rho_l\|^2 + \delta^2} - \delta`, where :math:`\delta` is a tenth of the root
+      mean square over all degrees and channels of the atom. Where symmetry makes a feature vanish,
+      as in crystals, the potential then has all derivatives;
+    * ``lorem-jax``: :math:`|\rho_0|` and :math:`\|\rho_l\|` (LOREM, arXiv 2507.19382), which have a
+      cusp there; gradients and second derivatives are taken as zero.
+
+    Degrees above zero are multiplied by :math:`(2l+1)^{1/4}`, which evens out the spread of norms
+    across degrees.
 
     :param max_degree: largest degree L
+    :param norms: ``smooth`` or ``lorem-jax``
     """
 
-    def __init__(self, max_degree: int) -> None:
+    def __init__(self, max_degree: int, norms: str) -> None:
         super().__init__()
+        self.smooth: bool = norms == "smooth"
         degrees = degrees_of_components(max_degree)
         members = degrees == torch.arange(1, max_degree + 1).unsqueeze(1)
         factors = (2.0 * torch.arange(1, max_degree + 1, dtype=torch.float64) + 1.0) ** 0.25
@@ -111,9 +120,11 @@ class SphericalNorms(torch.nn.Module):
         :param features: ``[atoms, (L + 1)**2, channels]``
         :return: ``[atoms, (L + 1) * channels]``, channels fastest
         """
-        # the second derivative of the general form is zero only up to rounding / |x|
-        scalars = features[:, :1].abs()
-        norms = degree_norms(features, self.members)
+        if self.smooth:
+            scalars, norms = features[:, :1], smooth_norms(features, self.members)
+        else:
+            # the second derivative of the general form is zero only up to rounding / |x|
+            scalars, norms = features[:, :1].abs(), cusped_norms(features, self.members)
         norms = norms * join_constants(self.factors, features.dtype)
         return torch.cat([scalars, norms], dim=1).flatten(1)
 

@@ -108,6 +108,7 @@ def read_hypers(path: Path) -> ModelHypers:
         raise ValueError(f"{path}: {name} is not {ARCHITECTURE}")
     values = dict(values or {})
     hypers = init_with_defaults(ModelHypers)
+    hypers["norms"] = "lorem-jax"
     for theirs, ours in NAMES.items():
         if theirs in values:
             hypers[ours] = values.pop(theirs)
