@@ -8,6 +8,7 @@ from metatomic.torch import NeighborListOptions, System
 
 from .electrostatics.boundaries import (
     Boundaries,
+    Vacuum,
     boundary_table,
     find_boundaries,
     no_boundaries,
@@ -58,17 +59,17 @@ class GraphBuilder(torch.nn.Module):
 
     :param atomic_types: atomic numbers of the species, sorted
     :param neighbor_list: which neighbor list of the systems to use (full and strict)
-    :param electrostatics: whether the model has sums over periodic images
-    :param least_vacuum: of slabs, Å
+    :param vacuum: of slabs, for models with sums over periodic images
     :raises ValueError: for atomic types out of range
     """
+
+    vacuum: Vacuum  # TorchScript needs the type
 
     def __init__(
         self,
         atomic_types: list[int],
         neighbor_list: NeighborListOptions,
-        electrostatics: bool,
-        least_vacuum: float,
+        vacuum: Vacuum | None,
     ) -> None:
         super().__init__()
         if atomic_types[0] < 0 or atomic_types[-1] > LARGEST_ATOMIC_TYPE:
@@ -77,8 +78,8 @@ class GraphBuilder(torch.nn.Module):
             )
         self.neighbor_list = neighbor_list
         self.num_species = len(atomic_types)
-        self.electrostatics = electrostatics
-        self.least_vacuum = least_vacuum
+        self.electrostatics: bool = vacuum is not None
+        self.vacuum = vacuum or Vacuum(least=0.0)
         types_to_species = torch.full((LARGEST_ATOMIC_TYPE + 2,), -1)
         types_to_species[atomic_types] = torch.arange(len(atomic_types))
         self.register_buffer("types_to_species", types_to_species, persistent=False)
@@ -155,7 +156,7 @@ class GraphBuilder(torch.nn.Module):
         if self.electrostatics:
             last = len(host) - len(counts) * self.num_species
             boundaries = find_boundaries(
-                batch.cells, batch.pbc, counts, host[end:last], self.least_vacuum
+                batch.cells, batch.pbc, counts, host[end:last], self.vacuum
             )
             host_counts = host[last:]
             for n in range(len(counts)):

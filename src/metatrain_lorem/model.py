@@ -14,6 +14,7 @@ from metatomic.torch import (
     ModelOutput,
     NeighborListOptions,
     System,
+    unit_conversion_factor,
 )
 from metatrain.scaler import Scaler
 from metatrain.utils.abc import ModelInterface
@@ -30,6 +31,7 @@ from .blocks.charge_equilibration import ChargeEquilibration, Charges
 from .blocks.long_range import LongRange
 from .blocks.short_range import ShortRange
 from .documentation import ModelHypers, check_hypers
+from .electrostatics.boundaries import Vacuum
 from .graph import Graph, GraphBuilder, total_charges
 from .heads.charges import unscaled_targets
 from .heads.readout import Features, Readout
@@ -101,6 +103,7 @@ class Lorem(ModelInterface[ModelHypers]):
         # without the block the total charge acts on the features that everything starts from
         self.charge_embedding: torch.nn.Module | None = None
         self.long_range: torch.nn.Module | None = None
+        angstrom = unit_conversion_factor("angstrom", unit or "angstrom")
         vacuum = cutoff
         if hypers["charge_equilibration"]["enable"]:
             self.charge_equilibration = ChargeEquilibration(hypers, self.atomic_types, unit)
@@ -115,10 +118,14 @@ class Lorem(ModelInterface[ModelHypers]):
             d = int(hypers["num_features"])
             self.charge_embedding = MLP([1, d, d])
         if hypers["long_range"]["enable"]:
-            self.long_range = LongRange(hypers)
+            self.long_range = LongRange(hypers, angstrom)
             logging.info(self.long_range.describe(unit or "Å"))
         electrostatics = self.charge_equilibration is not None or self.long_range is not None
-        self.graph = GraphBuilder(self.atomic_types, self.requested_nl, electrostatics, vacuum)
+        self.graph = GraphBuilder(
+            self.atomic_types,
+            self.requested_nl,
+            Vacuum(least=vacuum, angstrom=angstrom) if electrostatics else None,
+        )
         num_stages = len(restart.stage_names(hypers))
         self.last_layer_feature_size = num_stages * int(hypers["num_features"])  # for LLPR
         self.readout = Readout(hypers, dataset_info, num_stages)

@@ -33,7 +33,15 @@ class Batch:
         charges = self.charges if charges is None else charges
         return module(charges, self.graph(positions, strain, least_vacuum))
 
-    def graph(self, positions=None, strain=None, least_vacuum=0.0, species=None, total_charge=None):
+    def graph(
+        self,
+        positions=None,
+        strain=None,
+        least_vacuum=0.0,
+        species=None,
+        total_charge=None,
+        angstrom=1.0,
+    ):
         """What the model makes of the structures."""
         positions = self.positions if positions is None else positions
         cells = self.cells
@@ -55,7 +63,7 @@ class Batch:
             shifts=self.shifts,
             total_charge=total_charge,
         )
-        builder = graph.GraphBuilder([1, 2, 3], None, True, least_vacuum)
+        builder = graph.GraphBuilder([1, 2, 3], None, boundaries.Vacuum(least_vacuum, angstrom))
         return builder.build(data, torch.tensor([torch.inf, -torch.inf]))
 
 

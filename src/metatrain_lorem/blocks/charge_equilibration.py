@@ -80,13 +80,14 @@ class ChargeEquilibration(torch.nn.Module):
 
         cutoff = float(hypers["cutoff"])
         self.accuracy: float = float(options["accuracy"])
-        settings = ewald_parameters(cutoff, self.accuracy)
+        settings = ewald_parameters(cutoff, self.accuracy, self.angstrom)
         # charges that are wide from the start need neither a finer mesh nor the neighbor list
         # (less a little, for radii are rounded)
         widest = (1.0 - 1e-6) * math.sqrt(2.0) * min(radii)
         self.uses_pairs: bool = learn_widths or widest < settings.smearing
         if not learn_widths and widest > settings.smearing:
-            settings = ewald_parameters(cutoff * widest / settings.smearing, self.accuracy)
+            reach = cutoff * widest / settings.smearing
+            settings = ewald_parameters(reach, self.accuracy, self.angstrom)
             settings = settings._replace(smearing=widest)
         self.settings = settings._replace(mesh_threshold=MESH_THRESHOLD)
         self.one_width: bool = not learn_widths and math.sqrt(2.0) * max(radii) <= settings.smearing

@@ -20,9 +20,10 @@ class LongRange(torch.nn.Module):
     With the exponent 6, a scalar more acts through :math:`1/r^6`, as dispersion does.
 
     :param hypers: of the model
+    :param angstrom: one Å in the unit of length of the data
     """
 
-    def __init__(self, hypers: ModelHypers) -> None:
+    def __init__(self, hypers: ModelHypers, angstrom: float = 1.0) -> None:
         super().__init__()
         d, s = int(hypers["num_features"]), int(hypers["num_spherical_features"])
         max_degree = int(hypers["max_degree"])
@@ -30,7 +31,7 @@ class LongRange(torch.nn.Module):
         cutoff, accuracy = float(hypers["cutoff"]), float(hypers["long_range"]["accuracy"])
         self.scalar_charge = MLP([d, 2 * d, 1])
         self.spherical_charges = TensorDense(max_degree, s, max_degree_charges, 1)
-        self.coulomb = CoulombSum(cutoff, accuracy)
+        self.coulomb = CoulombSum(cutoff, accuracy, angstrom=angstrom)
         self.potential_linear = DegreeLinear(max_degree_charges, 1, s)
         self.product = TensorProduct((max_degree_charges, max_degree, max_degree), s)
         self.norms = SphericalNorms(max_degree, hypers["norms"])
@@ -38,7 +39,7 @@ class LongRange(torch.nn.Module):
         scalars = 1
         if 6 in hypers["long_range"]["exponents"]:
             self.dispersion_coefficient = MLP([d, 2 * d, 1])
-            self.dispersion = CoulombSum(cutoff, accuracy, exponent=6)
+            self.dispersion = CoulombSum(cutoff, accuracy, 6, angstrom)
             scalars = 2
         else:
             self.dispersion_coefficient = torch.nn.Identity()

@@ -29,6 +29,13 @@ class Boundaries(NamedTuple):
     heights: torch.Tensor  # [systems] heights of the slabs' cells, zero for other structures, Å
 
 
+class Vacuum(NamedTuple):
+    """Between a slab and its images."""
+
+    least: float  # which real-space interactions and Gaussians must not reach across
+    angstrom: float = 1.0  # one Å in the unit of length that is used in fact
+
+
 def no_boundaries(counts: list[int], like: torch.Tensor) -> Boundaries:
     """For models without electrostatics.
 
@@ -150,7 +157,7 @@ def check_boundaries(number: int, dimension: int, volume: float, size: float) ->
         )
 
 
-def slab_cell_height(thickness: float, longest: float, least_vacuum: float) -> float:
+def slab_cell_height(thickness: float, vacuum: float, angstrom: float) -> float:
     """
     Height of the cell of a slab.
 
@@ -159,12 +166,13 @@ def slab_cell_height(thickness: float, longest: float, least_vacuum: float) -> f
     multiple of 5 Å: it, and with it the set of k-vectors, then stays the same under small
     displacements and strains.
 
-    :param thickness: extent of the atoms, Å
-    :param longest: length of the longest periodic cell vector, Å
-    :param least_vacuum: between images of the atoms, Å
-    :return: height in Å
+    :param thickness: extent of the atoms
+    :param vacuum: least distance of images of the atoms
+    :param angstrom: one Å in the unit of length
+    :return: height
     """
-    return 5.0 * math.ceil((thickness + max(4.0 * longest, least_vacuum)) / 5.0)
+    step = 5.0 * angstrom
+    return step * math.ceil((thickness + vacuum) / step)
 
 
 def find_boundaries(
@@ -172,7 +180,7 @@ def find_boundaries(
     pbc: torch.Tensor,
     counts: list[int],
     table: list[float],
-    least_vacuum: float,
+    vacuum: Vacuum,
 ) -> Boundaries:
     """
     Boundaries of the structures of a batch and the cells of their Coulomb sums.
@@ -185,8 +193,7 @@ def find_boundaries(
     :param pbc: periodic directions ``[systems, 3]``
     :param counts: atoms of each structure
     :param table: :func:`boundary_table` on the host, row by row
-    :param least_vacuum: of slabs, Å: their real-space interactions and Gaussians must not reach
-        across it
+    :param vacuum: of slabs
     :return: the boundaries of the batch
     :raises ValueError: for one periodic direction and for singular cells
     """
@@ -214,7 +221,7 @@ def find_boundaries(
         if dimension == 0:
             cell = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
         if dimension == 2:
-            height = slab_cell_height(thickness, longest, least_vacuum)
+            height = slab_cell_height(thickness, max(4.0 * longest, vacuum.least), vacuum.angstrom)
             volume = volume * height
             for d in range(3):
                 if row[d] == 0.0:

@@ -23,17 +23,20 @@ class CoulombSum(torch.nn.Module):
     :param cutoff: radius of the neighbor list in Å, where the real-space part ends
     :param accuracy: relative accuracy of the potentials
     :param exponent: of the interaction: 1 for 1/r, 6 for dispersion, see :mod:`.kernels`
+    :param angstrom: one Å in the unit of length that is used in fact
     :raises ValueError: if a parameter is out of range
     """
 
     settings: SumParameters  # TorchScript needs the type
 
-    def __init__(self, cutoff: float, accuracy: float, exponent: int = 1) -> None:
+    def __init__(
+        self, cutoff: float, accuracy: float, exponent: int = 1, angstrom: float = 1.0
+    ) -> None:
         super().__init__()
         self.cutoff: float = cutoff
         self.accuracy: float = accuracy
         self.is_coulomb: bool = exponent == 1
-        self.settings = ewald_parameters(cutoff, accuracy)
+        self.settings = ewald_parameters(cutoff, accuracy, angstrom)
         kernel = ErfcCoulomb if self.is_coulomb else SmoothDispersion
         self.potential = kernel(self.settings.smearing)
         self.isolated = IsolatedSum(self.potential)

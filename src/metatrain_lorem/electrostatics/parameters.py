@@ -48,7 +48,7 @@ def gaussian_range(fraction: float) -> float:
     return -float(torch.special.ndtri(torch.tensor(0.5 * fraction, dtype=torch.float64)))
 
 
-def ewald_parameters(cutoff: float, accuracy: float) -> SumParameters:
+def ewald_parameters(cutoff: float, accuracy: float, angstrom: float = 1.0) -> SumParameters:
     r"""
     Choose the parameters of the Ewald sum for a real-space part that ends at ``cutoff``.
 
@@ -79,13 +79,14 @@ def ewald_parameters(cutoff: float, accuracy: float) -> SumParameters:
     then shortened by 6 %, for the terms beyond the leading one. The mesh must also hold every k
     below :math:`k_c`.
 
-    :param cutoff: radius of the neighbor list in Å
+    :param cutoff: radius of the neighbor list, in any unit of length
     :param accuracy: relative accuracy of the potentials, between 1e-12 and 1e-2
-    :return: smearing (Å), k_cutoff (1/Å), mesh_spacing (Å)
+    :param angstrom: one Å in that unit, for the density of charges
+    :return: smearing, k_cutoff and mesh_spacing, in that unit
     :raises ValueError: if ``cutoff`` or ``accuracy`` is out of range
     """
     if not cutoff > 0.0:
-        raise ValueError(f"`cutoff` is {cutoff} but must be a positive length in Å")
+        raise ValueError(f"`cutoff` is {cutoff} but must be a positive length")
     if not 1e-12 <= accuracy <= 1e-2:
         raise ValueError(f"`accuracy` is {accuracy} but must lie between 1e-12 and 1e-2")
 
@@ -94,7 +95,8 @@ def ewald_parameters(cutoff: float, accuracy: float) -> SumParameters:
 
     p = SPLINE_ORDER
     target = (0.5 * accuracy) ** 2 * (2.0 / math.pi) / smearing**2
-    prefactor = 48.0 * REFERENCE_DENSITY * smearing * math.gamma(p - 0.5) / (2 * p + 1)
+    density = REFERENCE_DENSITY / angstrom**3
+    prefactor = 48.0 * density * smearing * math.gamma(p - 0.5) / (2 * p + 1)
     mesh_spacing = 0.94 * 2.0 * math.pi * smearing * (target / prefactor) ** (1.0 / (2 * p))
     return SumParameters(
         smearing=smearing, k_cutoff=k_cutoff, mesh_spacing=min(mesh_spacing, math.pi / k_cutoff)

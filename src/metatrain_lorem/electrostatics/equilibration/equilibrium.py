@@ -155,7 +155,8 @@ def response(
 
     With :math:`\lambda = -A^{-1} \partial E / \partial q` on zero sum and the residual r of the
     charges, :math:`\lambda^T (r - \text{value of } r)` is zero and has the derivative that the
-    energy lacks where charges were solved iteratively. Its second derivatives are wrong.
+    energy lacks where charges were solved iteratively. Second derivatives would need those of
+    :math:`\lambda`; instead of wrong ones there are infinite ones.
 
     :param energy: sum over all structures, in any unit, a scalar
     :param equilibrium: the charges it was made of
@@ -182,5 +183,8 @@ def response(
         )
         r = equilibrium.residual[begin:end]
         index = torch.full([1], s, device=g.device)
-        result = result.index_add(0, index, (multiplier * (r - r.detach())).sum().unsqueeze(0))
+        missing = (multiplier * (r - r.detach())).sum()
+        # zero, and so is its first derivative
+        alarm = missing**1.5
+        result = result.index_add(0, index, (missing + alarm).unsqueeze(0))
     return result

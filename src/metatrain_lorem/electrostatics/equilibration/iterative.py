@@ -24,6 +24,8 @@ def without_mean(v: torch.Tensor) -> torch.Tensor:
     :param v: ``[atoms]``
     :return: its projection on the vectors of zero sum
     """
+    v = v - v.mean()
+    # once more: the rounding error of a large mean may exceed all that is left
     return v - v.mean()
 
 
