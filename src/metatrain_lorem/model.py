@@ -273,11 +273,16 @@ class Lorem(ModelInterface[ModelHypers]):
             if name in targets and targets[name].is_atomic_basis:
                 results[name] = sparsify_atomic_basis_target(systems, result, targets[name].layout)
         for additive_model in self.additive_models:
+            # per atom: sums over selected atoms are not left to metatrain, which numbers structures
+            # anew where one has no selected atom
             requested: Dict[str, ModelOutput] = {}
             for name, output in outputs.items():
                 if name in additive_model.outputs:
-                    requested[name] = output
-            baselines = additive_model(systems, requested, selected_atoms)
+                    kind = output.sample_kind if selected_atoms is None else "atom"
+                    requested[name] = ModelOutput(unit=output.unit, sample_kind=kind)
+            baselines = additive_model(systems, requested, None)
+            if selected_atoms is not None:
+                baselines = collect(baselines, outputs, selected_atoms)
             for name, baseline in baselines.items():
                 results[name] = add_baseline(results[name], baseline)
         return results

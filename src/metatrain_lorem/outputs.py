@@ -143,7 +143,7 @@ def add_response(energies: TensorMap, response: torch.Tensor) -> TensorMap:
     block = energies.block()
     system = block.samples.column("system").to(torch.long)
     share = (response / occurrences(system, response.shape[0]).clamp(min=1))[system]
-    if "atom" in block.samples.names:
+    if "atom" in block.samples.names and len(system) > 0:
         # zero, and so are its derivatives if those of neighboring rows are equal
         same = (system[1:] == system[:-1]).to(response.dtype)
         numbers = torch.arange(1, len(system), device=system.device)
@@ -169,9 +169,13 @@ def collect(
     """
     collected: dict[str, TensorMap] = {}
     for name, result in per_atom.items():
+        per_system = outputs[name].sample_kind == "system"
         if selected_atoms is not None:
             result = mts.slice(result, "samples", selected_atoms)
-        if outputs[name].sample_kind == "system":
+            if per_system:
+                # no rows for structures without a selected atom
+                result = mts.sum_over_samples(result, ["atom"])
+        elif per_system:
             result = sum_over_atoms(result)
         collected[name] = result
     return collected
