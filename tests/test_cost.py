@@ -145,3 +145,22 @@ def test_numbers_that_the_host_reads(monkeypatch, charges, periodic):
         counted(name)
     evaluate(model, systems)
     assert sum(reads.values()) == 1
+
+
+def test_a_profile_shows_the_stages():
+    """In eager mode and in an exported file alike."""
+    model = default_model(True, True)
+    systems = prepared(model, [rocksalt((2, 1, 1))])
+    for function in (model, torch.jit.script(model)):
+        with torch.profiler.profile() as profile:
+            function(systems, OUTPUTS)
+        names = {event.key for event in profile.key_averages()}
+        stages = (
+            "graph",
+            "short_range",
+            "charge_equilibration",
+            "long_range",
+            "readout",
+            "outputs",
+        )
+        assert {f"lorem::{stage}" for stage in stages} <= names

@@ -1,5 +1,6 @@
 r"""From metatomic systems to one graph of plain tensors, built once per evaluation."""
 
+import math
 import warnings
 from typing import NamedTuple
 
@@ -108,7 +109,6 @@ class GraphBuilder(torch.nn.Module):
         device, counts = batch.positions.device, batch.counts
         largest = self.types_to_species.shape[0] - 1
         species = self.types_to_species[batch.types.clamp(-1, largest)]
-        first = torch.tensor(host_starts(counts), device=device)
         atoms = torch.arange(batch.positions.shape[0], device=device)
         if len(counts) == 1:
             system_index, atom_index = torch.zeros_like(atoms), atoms
@@ -116,6 +116,7 @@ class GraphBuilder(torch.nn.Module):
             system_index = torch.arange(len(counts), device=device).repeat_interleave(
                 torch.tensor(counts, device=device), output_size=atoms.shape[0]
             )
+            first = torch.tensor(host_starts(counts), device=device)
             atom_index = atoms - first[system_index]
 
         known = species.clamp(min=0)
@@ -137,9 +138,9 @@ class GraphBuilder(torch.nn.Module):
         distances = torch.linalg.vector_norm(vectors, dim=1)
 
         # the only look at numbers on the device
-        flags = faults(species, distances, batch.total_charge, trained)
+        looked_at = extremes(species, distances, batch.total_charge, trained)
         pair_counts = count_pairs(pairs)
-        numbers = [flags.to(torch.float64), pair_counts.to(torch.float64)]
+        numbers = [looked_at, pair_counts.to(torch.float64)]
         if self.electrostatics:
             species_counts = occurrences(
                 system_index * self.num_species + known, len(counts) * self.num_species
@@ -147,11 +148,10 @@ class GraphBuilder(torch.nn.Module):
             table = boundary_table(batch.positions, batch.cells, batch.pbc, system_index)
             numbers += [table.flatten(), species_counts.to(torch.float64)]
         host: list[float] = torch.cat(numbers).tolist()
-        if sum(host[: flags.shape[0]]) > 0.0:
-            refuse(host, batch, species, pairs, distances)
-            warn_of_total_charge(batch.total_charge, trained)
-        end = flags.shape[0] + pair_counts.shape[0]
-        present, blocks = pair_blocks(pairs, [int(n) for n in host[flags.shape[0] : end]])
+        refuse(host, batch, species, pairs, distances)
+        warn_of_total_charge(host)
+        begin, end = looked_at.shape[0], looked_at.shape[0] + pair_counts.shape[0]
+        present, blocks = pair_blocks(pairs, [int(n) for n in host[begin:end]])
         structure_species: list[list[int]] = []
         if self.electrostatics:
             last = len(host) - len(counts) * self.num_species
@@ -268,37 +268,38 @@ def total_charges(systems: list[System], requested: bool, built_in: float) -> to
     return torch.full([len(systems)], built_in, dtype=positions.dtype, device=positions.device)
 
 
-def faults(
+def extremes(
     species: torch.Tensor,
     distances: torch.Tensor,
     total_charge: torch.Tensor,
     trained: torch.Tensor,
 ) -> torch.Tensor:
     """
+    What the host has to look at before numbers spread.
+
     :param species: number of each atom's species, -1 where unknown, ``[atoms]``
     :param distances: of the pairs ``[pairs]``, Å
     :param total_charge: ``[systems]``, e
     :param trained: smallest and largest total charge of the training data ``[2]``
-    :return: whether there is an unknown species, a pair on one spot (or whose coordinates are no
-        numbers), a total charge that is no number, and one outside of the training data's ``[4]``
+    :return: the least number of a species and the shortest distance, which is no number if one of
+        them is none; smallest and largest total charge; the last two again; ``[6]``, float64
     """
-    unknown = (species < 0).any()
-    coincide = torch.logical_not((distances > 0.0).all())
-    no_number = torch.logical_not(torch.isfinite(total_charge).all())
-    low, high = trained[0] - 1e-3, trained[1] + 1e-3
-    outside = ((total_charge < low) | (total_charge > high)).any() & (low <= high)
-    return torch.stack([unknown, coincide, no_number, outside])
+    shortest = torch.nn.functional.pad(distances, [0, 1], value=1.0).amin()
+    least = torch.nn.functional.pad(species, [0, 1]).amin().to(distances.dtype)
+    lowest, highest = torch.aminmax(total_charge)
+    numbers = torch.stack([least, shortest, lowest, highest])
+    return torch.cat([numbers, trained.to(distances.dtype)]).to(torch.float64)
 
 
 def refuse(
-    flags: list[float],
+    numbers: list[float],
     batch: Batch,
     species: torch.Tensor,
     pairs: Pairs,
     distances: torch.Tensor,
 ) -> None:
     """
-    :param flags: :func:`faults` on the host
+    :param numbers: :func:`extremes` on the host
     :param batch: the structures
     :param species: number of each atom's species, -1 where unknown, ``[atoms]``
     :param pairs: pairs of the batch
@@ -306,14 +307,14 @@ def refuse(
     :raises ValueError: naming structure and atoms
     """
     first = host_starts(batch.counts)
-    if flags[0] > 0.0:
+    if numbers[0] < 0.0:
         atom = int(torch.nonzero(species < 0)[0, 0])
         s = structure_of(atom, first)
         raise ValueError(
             f"structure {s} of the batch, atom {atom - first[s]}: the model does not know atomic "
             f"type {int(batch.types[atom])}"
         )
-    if flags[1] > 0.0:
+    if not numbers[1] > 0.0:
         pair = int(torch.nonzero(torch.logical_not(distances > 0.0))[0, 0])
         i, j = int(pairs.centers[pair]), int(pairs.neighbors[pair])
         s = structure_of(i, first)
@@ -321,7 +322,7 @@ def refuse(
             f"structure {s} of the batch: atoms {i - first[s]} and {j - first[s]} are on one spot, "
             "or their coordinates are not numbers"
         )
-    if flags[2] > 0.0:
+    if not (math.isfinite(numbers[2]) and math.isfinite(numbers[3])):
         s = int(torch.nonzero(torch.logical_not(torch.isfinite(batch.total_charge)))[0, 0])
         raise ValueError(
             f"structure {s} of the batch has the total charge {float(batch.total_charge[s])}: "
@@ -341,15 +342,15 @@ def structure_of(atom: int, first: list[int]) -> int:
     return s
 
 
-def warn_of_total_charge(total_charge: torch.Tensor, trained: torch.Tensor) -> None:
+def warn_of_total_charge(numbers: list[float]) -> None:
     """Warn of total charges beyond the training data's.
 
-    :param total_charge: ``[systems]``, e
-    :param trained: smallest and largest one of the training data ``[2]``
+    :param numbers: :func:`extremes` on the host
     """
-    warnings.warn(
-        f"a total charge between {float(total_charge.min())} and {float(total_charge.max())} "
-        f"is outside of what the model was trained on, {float(trained[0])} to "
-        f"{float(trained[1])}",
-        stacklevel=2,
-    )
+    lowest, highest, low, high = numbers[2], numbers[3], numbers[4], numbers[5]
+    if low <= high and (lowest < low - 1e-3 or highest > high + 1e-3):
+        warnings.warn(
+            f"a total charge between {lowest} and {highest} is outside of what the model was "
+            f"trained on, {low} to {high}",
+            stacklevel=2,
+        )

@@ -23,7 +23,7 @@ def smooth_norms(features: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
     :return: ``[atoms, groups, channels]``
     """
     # for the same reason any constant may be taken out: no square over- or underflows
-    scale = features.detach().abs().amax(dim=[1, 2], keepdim=True)
+    scale = torch.linalg.vector_norm(features.detach(), torch.inf, dim=[1, 2], keepdim=True)
     scale = torch.where(scale < (1e-30 if features.dtype == torch.float32 else 1e-150), 1.0, scale)
     components = (features / scale) ** 2
     squares = torch.matmul(members.to(features.dtype), components)
