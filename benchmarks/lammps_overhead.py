@@ -104,8 +104,8 @@ def measure(name: str, atoms: int, precision: int, rounds: int, folder: Path) ->
         bare.append(timed(lambda: [evaluate() for _ in range(STEPS)]))
     engine.close()
     row = f"{name:>20} {atoms:>6} {precision:>4}"
-    for of_steps, of_bare in zip(zip(*steps, strict=True), zip(*bare, strict=True), strict=True):
-        step, evaluation = statistics.median(of_steps), statistics.median(of_bare)
+    medians = [[statistics.median(t) for t in zip(*times, strict=True)] for times in (steps, bare)]
+    for step, evaluation in zip(*medians, strict=True):
         row += f" {step:>9.4f} {evaluation:>9.4f} {100 * (step / evaluation - 1):>6.1f} %"
     return row
 

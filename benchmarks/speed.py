@@ -145,13 +145,13 @@ def speed_table(rows: list[dict], reference: str) -> str:
         if "failed" in row:
             cells.append([*start, row["failed"].split(":")[0], "", "", "", ""])
             continue
-        of_reference = times.get((row["atoms"], reference))
+        reference_seconds = times.get((row["atoms"], reference))
         cells.append(
             [
                 *start,
                 digits(row["seconds"]),
                 digits(1e6 * row["seconds"] / row["atoms"]),
-                digits(row["seconds"] / of_reference) if of_reference else "",
+                digits(row["seconds"] / reference_seconds) if reference_seconds else "",
                 digits(row["neighbor_list"]),
                 digits(row["bytes"] / row["atoms"] / 1e3),
             ]

@@ -154,8 +154,8 @@ def test_units(lorem, solver):
     models[1].load_state_dict(models[0].state_dict())
     charges, energies = (
         [
-            lorem.values(model, of_model, output, kind)
-            for model, of_model in zip(models, frames, strict=True)
+            lorem.values(model, own_frames, output, kind)
+            for model, own_frames in zip(models, frames, strict=True)
         ]
         for output, kind in (("charge", "atom"), ("energy", "system"))
     )
@@ -195,8 +195,8 @@ def test_single_atom(lorem, solver, charge):
     gaussian = 1 / (width * np.pi**0.5)
     # a point charge in its cubic lattice and background; the Gaussian adds to the background
     madelung = 2.837297479480619 / 9.0
-    of_lattice = gaussian - madelung + 4 * np.pi * width**2 / 9.0**3
-    for frame, coulomb in ((free, gaussian), (periodic, of_lattice)):
+    lattice = gaussian - madelung + 4 * np.pi * width**2 / 9.0**3
+    for frame, coulomb in ((free, gaussian), (periodic, lattice)):
         expected = chi * charge + 0.5 * (hardness + k_e * coulomb) * charge**2
         assert lorem.values(model, [frame]).item() == pytest.approx(expected, rel=1e-6, abs=1e-12)
         assert lorem.values(model, [frame], "charge", "atom").item() == pytest.approx(charge)
@@ -209,7 +209,7 @@ def test_energy_joins_after_the_scale(lorem):
     systems = lorem.systems(model, frames)
     outputs = {"energy": ModelOutput(sample_kind="system")}
     heads = lorem.values(model, frames)
-    of_charges = lorem.values(energy_of_charges_only(equilibrated(lorem)), frames)
+    charge_energies = lorem.values(energy_of_charges_only(equilibrated(lorem)), frames)
     scale = 7.0
     scales = model.scaler.model.per_target_scales["energy"].block().values
     scales[:] = scale
@@ -217,7 +217,7 @@ def test_energy_joins_after_the_scale(lorem):
     with torch.no_grad():
         evaluated = model(systems, outputs)["energy"].block().values
         trained = model.train()(systems, outputs)["energy"].block().values
-    torch.testing.assert_close(evaluated, scale * (heads - of_charges) + of_charges)
+    torch.testing.assert_close(evaluated, scale * (heads - charge_energies) + charge_energies)
     torch.testing.assert_close(scale * trained, evaluated)
 
 
@@ -307,9 +307,9 @@ def test_exported_iterative(lorem, tmp_path):
     model.export().save(str(tmp_path / "model.pt"))
     exported = load_atomistic_model(str(tmp_path / "model.pt"))
     frame = lorem.frames["molecule"]
-    of_atoms = ["charge", "feature", "mtt::aux::electronegativity", "mtt::aux::hardness"]
-    of_atoms.append("mtt::aux::energy_last_layer_features")
-    outputs = {name: ModelOutput(sample_kind="atom") for name in of_atoms}
+    per_atom = ["charge", "feature", "mtt::aux::electronegativity", "mtt::aux::hardness"]
+    per_atom.append("mtt::aux::energy_last_layer_features")
+    outputs = {name: ModelOutput(sample_kind="atom") for name in per_atom}
     outputs["energy"] = ModelOutput(sample_kind="system")
     outputs["mtt::dipole_moment"] = ModelOutput(sample_kind="system")
     options = ModelEvaluationOptions(length_unit="angstrom", outputs=outputs)

@@ -49,7 +49,7 @@ CHARGES = {
 }
 # Five-point formula for the first derivative
 STEPS = torch.tensor([-2.0, -1.0, 1.0, 2.0], dtype=torch.float64)
-STRAIN = 0.1  # per Angstrom: larger strains change the set of k-vectors
+STRAIN = 0.1  # per Å: larger strains change the set of k-vectors
 WEIGHTS = torch.tensor([1.0, -8.0, 8.0, -1.0], dtype=torch.float64) / 12.0
 
 
@@ -123,9 +123,9 @@ def check_derivatives(model, energies, frame, lorem, step=1e-4):
     assert all(sums == reference for sums in integers_of_sums(model, batch))
     with torch.no_grad():
         differences = WEIGHTS @ energies(batch).reshape(4, -1) / step
-    of_positions = differences[: 3 * n].reshape(n, 3)
-    of_strain = differences[3 * n :].reshape(3, 3) / STRAIN
-    for analytic, numerical in zip(gradients, (of_positions, of_strain), strict=True):
+    by_positions = differences[: 3 * n].reshape(n, 3)
+    by_strain = differences[3 * n :].reshape(3, 3) / STRAIN
+    for analytic, numerical in zip(gradients, (by_positions, by_strain), strict=True):
         scale = analytic.pow(2).mean().sqrt()
         assert scale > 1e-3
         error = (analytic - numerical).abs().max() / scale

@@ -174,9 +174,9 @@ def test_without_our_packages(folder, lorem):
     for line in lines:
         kind, numerical, analytic = line.split()
         pairs[kind].append([float(numerical), float(analytic)])
-    assert [len(of_kind) for of_kind in pairs.values()] == [9, 2]
-    for kind, of_kind in pairs.items():
-        numerical, analytic = np.array(of_kind).T
+    assert [len(rows) for rows in pairs.values()] == [9, 2]
+    for kind, rows in pairs.items():
+        numerical, analytic = np.array(rows).T
         assert np.abs(analytic).min() > 1e-4
         error = np.abs(numerical - analytic).max() / np.sqrt(np.mean(analytic**2))
         print(f"{kind}: largest error relative to the rms {error:.1e}")

@@ -172,9 +172,9 @@ def test_blocks_of_atoms(lorem, model, monkeypatch, scripted):
 
 
 def test_energies_of_atoms_add_up(lorem, model, frame):
-    of_atoms = lorem.values(model, [frame], sample_kind="atom")
+    per_atom = lorem.values(model, [frame], sample_kind="atom")
     total = lorem.values(model, [frame])
-    torch.testing.assert_close(of_atoms.sum(dim=0, keepdim=True), total, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(per_atom.sum(dim=0, keepdim=True), total, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("num_message_passing", [0, 1, 2])

@@ -103,8 +103,8 @@ class TestOutput(OutputTests, LoremTests):
 
         every_atom = energies(50.0, None, "atom")
         torch.testing.assert_close(energies(50.0, [0, 2, 4], "atom"), every_atom[[0, 2, 4]])
-        of_first = energies(50.0, [0, 1, 2], "system")
-        torch.testing.assert_close(of_first, every_atom[:3].sum(dim=0, keepdim=True))
+        first_molecule = energies(50.0, [0, 1, 2], "system")
+        torch.testing.assert_close(first_molecule, every_atom[:3].sum(dim=0, keepdim=True))
         # the second molecule acts on the first from everywhere, less with distance
         remote = energies(5e4, [0, 1, 2], "system")
         near, far = ((energies(r, [0, 1, 2], "system") - remote).abs() for r in (50.0, 500.0))

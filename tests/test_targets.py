@@ -99,9 +99,9 @@ def test_equivariance(lorem, name, num_message_passing):
 def test_system_is_the_sum_over_atoms(lorem, name):
     model = lorem.new_model({"mtt::target": TARGETS[name]})
     systems = lorem.systems(model, list(lorem.frames.values()))
-    of_atoms = evaluate(model, systems, "atom")
+    per_atom = evaluate(model, systems, "atom")
     total = evaluate(model, systems, "system")
-    assert mts.allclose(mts.sum_over_samples(of_atoms, "atom"), total, rtol=1e-10, atol=1e-12)
+    assert mts.allclose(mts.sum_over_samples(per_atom, "atom"), total, rtol=1e-10, atol=1e-12)
 
 
 def test_subtargets_differ(lorem):

@@ -145,9 +145,9 @@ def test_new_charge_equilibration_adds_its_energy(lorem, name, conditional):
     frames = [molecule(lorem, 1.0), lorem.frames["bulk"]]
     after, before = lorem.values(new, frames), lorem.values(old, frames)
     torch.nn.init.zeros_(new.readout.heads["energy"].invariants.last_layer.weight)
-    of_charges = lorem.values(new, frames)
-    assert of_charges.abs().max() > 1e-3
-    torch.testing.assert_close(after - of_charges, before)
+    charge_energies = lorem.values(new, frames)
+    assert charge_energies.abs().max() > 1e-3
+    torch.testing.assert_close(after - charge_energies, before)
 
 
 def test_equilibrated_model_takes_total_charges_later(lorem):

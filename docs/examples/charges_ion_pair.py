@@ -41,9 +41,9 @@ calculator = MetatomicCalculator(train("charges_ion_pair.yaml", "ion-pair.pt"))
 
 def predict(distances: np.ndarray, total_charge: int) -> tuple[np.ndarray, np.ndarray]:
     """
-    :param distances: in Å, shape [D]
+    :param distances: ``[distances]``, Å
     :param total_charge: in e
-    :return: energies in eV and charges of sodium in e, each of shape [D]
+    :return: energies in eV and charges of sodium in e, each ``[distances]``
     """
     wanted = {
         "energy": ModelOutput(sample_kind="system"),

@@ -46,7 +46,7 @@ class Graph(NamedTuple):
     atom_index: torch.Tensor  # [atoms], within each structure
     centers: torch.Tensor  # [pairs]
     neighbors: torch.Tensor  # [pairs]
-    vectors: torch.Tensor  # [pairs, 3] from center to neighbor, Å
+    vectors: torch.Tensor  # [pairs, 3] from centre to neighbour, Å
     distances: torch.Tensor  # [pairs] Å
     present: torch.Tensor  # [species that occur] their numbers
     blocks: list[PairBlock]  # the same pairs
@@ -59,7 +59,7 @@ class GraphBuilder(torch.nn.Module):
     host, since each stops a GPU.
 
     :param atomic_types: atomic numbers of the species, sorted
-    :param neighbor_list: which neighbor list of the systems to use (full and strict)
+    :param neighbor_list: which neighbour list of the systems to use (full and strict)
     :param vacuum: of slabs, for models with sums over periodic images
     :raises ValueError: for atomic types out of range
     """
@@ -89,7 +89,7 @@ class GraphBuilder(torch.nn.Module):
         self, systems: list[System], total_charge: torch.Tensor, trained: torch.Tensor
     ) -> Graph:
         """
-        :param systems: structures with their neighbor lists, none empty
+        :param systems: structures with their neighbour lists, none empty
         :param total_charge: of each ``[systems]``, e
         :param trained: smallest and largest total charge of the training data ``[2]``, infinite
             and negative infinite if unknown
@@ -190,8 +190,8 @@ def concatenate(
     systems: list[System], neighbors: NeighborListOptions, total_charge: torch.Tensor
 ) -> Batch:
     """
-    :param systems: structures with their neighbor lists, none empty
-    :param neighbors: which of their neighbor lists to use
+    :param systems: structures with their neighbour lists, none empty
+    :param neighbors: which of their neighbour lists to use
     :param total_charge: of each structure ``[systems]``, e
     :return: the structures one after the other
     :raises ValueError: for a structure without atoms or with a spin multiplicity

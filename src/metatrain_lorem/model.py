@@ -163,7 +163,7 @@ class Lorem(ModelInterface[ModelHypers]):
     ) -> Dict[str, TensorMap]:
         """Evaluate the model.
 
-        :param systems: structures with the requested neighbor list
+        :param systems: structures with the requested neighbour list
         :param outputs: what to return, per atom or per system
         :param selected_atoms: atoms to return or to sum; all others still act on them
         :return: the outputs

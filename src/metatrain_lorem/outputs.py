@@ -144,7 +144,7 @@ def add_response(energies: TensorMap, response: torch.Tensor) -> TensorMap:
     system = block.samples.column("system").to(torch.long)
     share = (response / occurrences(system, response.shape[0]).clamp(min=1))[system]
     if "atom" in block.samples.names and len(system) > 0:
-        # zero, and so are its derivatives if those of neighboring rows are equal
+        # zero, and so are its derivatives if those of neighbouring rows are equal
         same = (system[1:] == system[:-1]).to(response.dtype)
         numbers = torch.arange(1, len(system), device=system.device)
         alarm = 1e30 * numbers * same * response[system[1:]]

@@ -11,7 +11,7 @@ from helpers.qeq_cases import BOUNDARIES, K_E, NAMES, TYPES, Structures, make_mo
 
 
 def test_parameters_of_the_species():
-    """Covalent radii in Angstrom, also of a model in other units; hardness 14.4 eV/e^2."""
+    """Covalent radii in Å, also of a model in other units; hardness 14.4 eV/e²."""
     module = make_module("auto", learn_widths=True, length_unit="bohr", hardness=False).float()
     bohr = 0.529177210903
     radii = torch.tensor(ase.data.covalent_radii[TYPES], dtype=torch.float32)

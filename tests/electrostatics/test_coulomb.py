@@ -204,7 +204,7 @@ def test_slab_height_does_not_matter(batch, random_structure, random_charges, pb
 @pytest.mark.parametrize("mesh", [False, True], ids=["ewald", "mesh"])
 @pytest.mark.parametrize("num_atoms, cell", [(60, None), (30, np.diag([4.0, 5.0, 45.0]))])
 def test_accuracy(batch, random_structure, random_charges, num_atoms, cell, mesh, cutoff, accuracy):
-    """Errors of potentials and energies of neutral and charged columns follow the hyper."""
+    """Errors of potentials and energies of neutral and charged channels follow the hyper."""
     atoms = random_structure(num_atoms, [True] * 3, 31, cell)
     charges = random_charges(num_atoms, 4, 32) + np.array([0.0, 0.0, 0.5, 1.0])
     module = CoulombSum(cutoff, accuracy)

@@ -50,8 +50,8 @@ def test_mesh_must_save_work(batch, random_structure, random_charges):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_small_columns_beside_large_ones(batch, random_structure, random_charges, dtype):
-    """Two columns share a transform; the rounding errors of one must not reach the other."""
+def test_small_channels_beside_large_ones(batch, random_structure, random_charges, dtype):
+    """Two channels share a transform; the rounding errors of one must not reach the other."""
     charges = random_charges(20, 3, 5)
     data = batch([random_structure(20, [True] * 3, 4)], [charges], 4.0).to(dtype)
     module = CoulombSum(4.0, 1e-6)

@@ -24,7 +24,7 @@ TRICLINIC = np.array([[9.1, 0.4, -0.7], [2.5, 8.3, 0.9], [-1.8, 2.2, 10.4]])
 def test_potentials(batch, solver, calculator, cell):
     generator = np.random.default_rng(3)
     atoms = ase.Atoms("X24", scaled_positions=generator.random((24, 3)), cell=cell, pbc=True)
-    charges = generator.normal(size=(24, 3))  # none of the columns is neutral
+    charges = generator.normal(size=(24, 3))  # none of the channels is neutral
     structure = batch([atoms], [charges], CUTOFF)
     module = CoulombSum(CUTOFF, 1e-8)
     tune(module, mesh_threshold=0 if solver == "mesh" else 10**9)

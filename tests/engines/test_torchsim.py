@@ -54,27 +54,26 @@ def test_batch_at_constant_energy(exported, structures, name):
         if outputs is not None:
             charges = model.additional_outputs["charge"].block().values.detach().flatten()
             assert len(charges) == len(state.positions)
-        of_structures = zip(
-            frames, split(state, state.positions), split(state, state.forces), strict=True
-        )
-        for i, (frame, positions, forces) in enumerate(of_structures):
+        moved = zip(frames, split(state, state.positions), split(state, state.forces), strict=True)
+        for i, (frame, positions, forces) in enumerate(moved):
             atoms = evaluated_by_ase(calculator, frame, positions, state.row_vector_cell[i])
             stress = stresses[i].numpy() - atoms.get_stress(voigt=False)
             energy = float(state.energy[i]) - atoms.get_potential_energy()
             force = forces.numpy() - atoms.get_forces()
             errors.append([abs(energy), np.abs(force).max(), np.abs(stress).max()])
             if outputs is not None:
-                of_atoms = split(state, charges)[i].numpy()
-                assert of_atoms.sum() == pytest.approx(1.0, abs=1e-9)
+                atomic_charges = split(state, charges)[i].numpy()
+                assert atomic_charges.sum() == pytest.approx(1.0, abs=1e-9)
                 expected = calculator.run_model(atoms, outputs)["charge"].block().values
-                np.testing.assert_allclose(of_atoms, expected.detach().numpy().flatten(), atol=1e-9)
+                expected = expected.detach().numpy().flatten()
+                np.testing.assert_allclose(atomic_charges, expected, atol=1e-9)
     energy, force, stress = np.max(errors, axis=0)
     print(f"{name}: {energy:.1e} eV, {force:.1e} eV/Å, {stress:.1e} eV/Å³")
     assert energy < 1e-9 and force < 1e-9 and stress < 1e-10
     assert (state.positions - start).abs().max() > 1e-3
-    spread, of_kinetic = torch.stack(totals).std(0), torch.stack(kinetics).std(0)
-    print("fluctuation of the total energy, eV:", spread, "of the kinetic energy:", of_kinetic)
-    assert (spread < 0.01 * of_kinetic).all()
+    spread, kinetic_spread = torch.stack(totals).std(0), torch.stack(kinetics).std(0)
+    print("fluctuation of the total energy, eV:", spread, "of the kinetic energy:", kinetic_spread)
+    assert (spread < 0.01 * kinetic_spread).all()
 
 
 def pairs(state, values):
@@ -123,10 +122,10 @@ def test_forces_are_derivatives(exported, structures):
     h = 2e-6
     difference = energies(-2 * h) - 8 * energies(-h) + 8 * energies(h) - energies(2 * h)
     state.positions = start
-    for i, of_structure in enumerate(split(state, forces * direction)):
+    for i, forces_along in enumerate(split(state, forces * direction)):
         expected = float(difference[i]) / (12 * h)
         assert abs(expected) > 1e-3
-        assert abs(float(of_structure.sum()) + expected) < 2e-6 * float(forces.norm())
+        assert abs(float(forces_along.sum()) + expected) < 2e-6 * float(forces.norm())
 
 
 def test_conditional_model_is_refused(exported):

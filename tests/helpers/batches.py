@@ -86,8 +86,8 @@ def slab_height(monkeypatch, height):
 def make_batch(structures, charges, cutoff):
     """
     :param structures: ase.Atoms, rows of the cell along non-periodic directions are dropped
-    :param charges: for each structure an array of shape [n, C]
-    :param cutoff: radius of the full neighbor list
+    :param charges: for each structure an array ``[atoms, channels]``, e
+    :param cutoff: radius of the full neighbour list, Å
     """
     no_pairs = np.zeros(0, dtype=int)
     parts = {"centers": [no_pairs], "neighbors": [no_pairs], "shifts": [np.zeros((0, 3))]}
@@ -116,7 +116,7 @@ def make_batch(structures, charges, cutoff):
 
 
 def make_random_structure(num_atoms, pbc, seed, cell=None):
-    """Atoms on a jittered grid, about 0.1 per cubic Angstrom unless a cell is given."""
+    """Atoms on a jittered grid, about 0.1 per Å³ unless a cell is given."""
     rng = np.random.default_rng(seed)
     if cell is None:
         cell = np.eye(3) + rng.uniform(-0.25, 0.25, (3, 3))
@@ -134,8 +134,8 @@ def make_random_structure(num_atoms, pbc, seed, cell=None):
     return ase.Atoms(f"H{num_atoms}", positions=fractions @ cell, cell=cell, pbc=pbc)
 
 
-def make_random_charges(num_atoms, num_columns, seed):
-    """Columns of charges with a net charge, except the first one."""
-    charges = np.random.default_rng(seed).normal(size=(num_atoms, num_columns))
+def make_random_charges(num_atoms, num_channels, seed):
+    """Channels of charges with a net charge, except the first one."""
+    charges = np.random.default_rng(seed).normal(size=(num_atoms, num_channels))
     charges[:, 0] -= charges[:, 0].mean()
     return charges

@@ -19,11 +19,11 @@ def targets(with_dipole: bool) -> dict:
         "num_subtargets": 1,
         "sample_kind": "system",
     }
-    of_model = {"energy": get_energy_target_info("energy", {"unit": "eV"})}
+    targets = {"energy": get_energy_target_info("energy", {"unit": "eV"})}
     if with_dipole:
         name = "mtt::dipole_moment"
-        of_model[name] = get_generic_target_info(name, section)
-    return of_model
+        targets[name] = get_generic_target_info(name, section)
+    return targets
 
 
 def rattled(frame: ase.Atoms, size: float = 0.1) -> ase.Atoms:

@@ -180,7 +180,7 @@ def solve(matrix, hardness, electronegativity, total_charge):
     """
     Stationary point of Σ(χ_i q_i + ½ J_i q_i²) + ½ qᵀCq + μ(Σ q_i - Q).
 
-    :return: charges [n] and μ
+    :return: charges ``[atoms]`` and μ
     """
     n = len(matrix)
     saddle = np.ones((n + 1, n + 1))
@@ -227,8 +227,8 @@ def forces_and_strain_derivative(positions, cell, *others, step=2e-3):
     By finite differences, with the charges solved again at each point.
 
     :param others: further arguments of :func:`total_energy`
-    :return: forces [n, 3] and the derivative by the strain ε of rows r (1 + ε) [3, 3], which is
-        the stress times the volume
+    :return: forces ``[atoms, 3]`` and the derivative by the strain ε of rows r (1 + ε), which is
+        the stress times the volume, ``[3, 3]``
     """
 
     def displaced(displacement):

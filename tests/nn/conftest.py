@@ -46,7 +46,7 @@ def rotation(unit_vectors, generator):
 
 @pytest.fixture
 def graph(generator):
-    """Six atoms of three species, the last atom without neighbors; degrees up to 2."""
+    """Six atoms of three species, the last atom without neighbours; degrees up to 2."""
     vectors = torch.randn(17, 3, dtype=torch.float64, generator=generator)
     vectors = vectors / vectors.norm(dim=-1, keepdim=True)
     return Graph(

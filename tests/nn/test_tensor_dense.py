@@ -114,9 +114,7 @@ def test_many_atoms_and_few_give_the_same(generator):
     gradients = [torch.autograd.grad(z, inputs, create_graph=True) for z in (together, apart)]
     for own, expected in zip(*gradients, strict=True):
         assert torch.allclose(own, expected, rtol=0, atol=1e-9 * expected.abs().max().item())
-    second = [
-        torch.autograd.grad(sum((g**2).sum() for g in of_way), inputs) for of_way in gradients
-    ]
+    second = [torch.autograd.grad(sum((g**2).sum() for g in first), inputs) for first in gradients]
     for own, expected in zip(*second, strict=True):
         assert torch.allclose(own, expected, rtol=0, atol=1e-9 * expected.abs().max().item())
 

@@ -12,7 +12,7 @@ from tblite.ase import TBLite
 
 NUM_STRUCTURES = 100
 DISPLACEMENT = 0.05
-"""Standard deviation of the displacement of each coordinate, Angstrom."""
+"""Standard deviation of the displacement of each coordinate, Å."""
 
 
 def closed_shells() -> list[str]:

@@ -81,7 +81,7 @@ class ChargeEquilibration(torch.nn.Module):
         cutoff = float(hypers["cutoff"])
         self.accuracy: float = float(options["accuracy"])
         settings = ewald_parameters(cutoff, self.accuracy, self.angstrom)
-        # charges that are wide from the start need neither a finer mesh nor the neighbor list
+        # charges that are wide from the start need neither a finer mesh nor the neighbour list
         # (less a little, for radii are rounded)
         widest = (1.0 - 1e-6) * math.sqrt(2.0) * min(radii)
         self.uses_pairs: bool = learn_widths or widest < settings.smearing

@@ -20,7 +20,7 @@ class CoulombSum(torch.nn.Module):
     A channel with a net charge in a periodic structure gets a neutralising background; for slabs
     the constant is that of the two-dimensional Ewald sum, see :mod:`.slab`.
 
-    :param cutoff: radius of the neighbor list in Å, where the real-space part ends
+    :param cutoff: radius of the neighbour list in Å, where the real-space part ends
     :param accuracy: relative accuracy of the potentials
     :param exponent: of the interaction: 1 for 1/r, 6 for dispersion, see :mod:`.kernels`
     :param angstrom: one Å in the unit of length that is used in fact
@@ -87,7 +87,7 @@ class CoulombSum(torch.nn.Module):
         return potentials
 
     def real_space(self, charges: torch.Tensor, graph: Graph) -> torch.Tensor:
-        """What point charges interact more than Gaussians, over the pairs of the neighbor list."""
+        """What point charges interact more than Gaussians, over the pairs of the neighbour list."""
         weights = self.potential.sr_from_dist(graph.distances)
         if 0 in graph.boundaries.dimensions:
             weights = weights * periodic_atoms(graph)[graph.centers].to(weights.dtype)

@@ -34,10 +34,10 @@ def padded_index(
     """
     Indices of contiguous ranges as one array, padded with the first index of each range.
 
-    :param first: first index of each of B ranges
+    :param first: first index of each range
     :param counts: number of indices in each range, at least 1
     :param device: where the result shall live
-    :return: indices ``[B, max(counts)]``, and a mask that is false on the padding
+    :return: indices ``[ranges, largest count]``, and a mask that is false on the padding
     """
     start = torch.tensor(first, device=device).unsqueeze(1)
     count = torch.tensor(counts, device=device).unsqueeze(1)

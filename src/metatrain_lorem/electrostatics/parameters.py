@@ -79,7 +79,7 @@ def ewald_parameters(cutoff: float, accuracy: float, angstrom: float = 1.0) -> S
     then shortened by 6 %, for the terms beyond the leading one. The mesh must also hold every k
     below :math:`k_c`.
 
-    :param cutoff: radius of the neighbor list, in any unit of length
+    :param cutoff: radius of the neighbour list, in any unit of length
     :param accuracy: relative accuracy of the potentials, between 1e-12 and 1e-2
     :param angstrom: one Å in that unit, for the density of charges
     :return: smearing, k_cutoff and mesh_spacing, in that unit

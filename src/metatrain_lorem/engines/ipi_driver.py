@@ -22,7 +22,7 @@ DIPOLE = "mtt::dipole_moment"
 
 class LoremDriver(MetatomicDriver):
     """Energy, forces and virial as of i-PI's own driver; as extras, where the model has them,
-    ``charges`` [N] in e and, of isolated structures, ``dipole`` [3] in e Bohr.
+    ``charges`` ``[atoms]`` in e and, of isolated structures, ``dipole`` ``[3]`` in e Bohr.
 
     :param template: file with the structure, for its elements
     :param model: exported model

@@ -1,4 +1,4 @@
-r"""Pairs in an order that makes sums over neighbors cheap."""
+r"""Pairs in an order that makes sums over neighbours cheap."""
 
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ class PairBlock(NamedTuple):
     species_sizes: list[int]  # atoms of each species
     pair_sizes: list[int]  # pairs of each two species
     ranks: torch.Tensor  # [atoms], places of the atoms when sorted by species
-    bins: torch.Tensor  # [pairs], rank of the center times number of species, plus the neighbor's
+    bins: torch.Tensor  # [pairs], rank of the centre times number of species, plus the neighbour's
     slots: torch.Tensor  # pairs of the first atom, of the second, ...; padding is [pairs]
     chunk_sizes: list[int]  # atoms of each chunk
     chunk_lengths: list[int]  # slots of each of its atoms
@@ -39,7 +39,7 @@ def sort_pairs(
     """
     :param species: species of the atoms, 0 ... num_species - 1, ``[atoms]``
     :param centers: central atoms, in any order, ``[pairs]``
-    :param neighbors: neighbors ``[pairs]``
+    :param neighbors: neighbours ``[pairs]``
     :param num_species: number of species that the model knows
     :return: places of the pairs in the order of :class:`Pairs` ``[pairs]``
     """
@@ -55,7 +55,7 @@ def count_pairs(pairs: Pairs) -> torch.Tensor:
 
     :param pairs: sorted pairs
     :return: of each block the atoms of each species; of each block the pairs of each two species;
-        of each chunk the longest list of neighbors
+        of each chunk the longest list of neighbours
     """
     block, chunk = chunk_sizes(pairs.species.device)
     num_atoms, num_species = pairs.species.shape[0], pairs.num_species
@@ -158,7 +158,7 @@ def pad_slots(
         # all atoms have the same number of slots
         numbers = torch.arange(chunk_lengths[0], device=device).unsqueeze(0)
         pairs = (starts(lengths).unsqueeze(1) + numbers).flatten()
-        filled = (numbers < lengths.unsqueeze(1)).flatten()
+        mask = (numbers < lengths.unsqueeze(1)).flatten()
     else:
         slots = torch.tensor(chunk_lengths, device=device).repeat_interleave(
             torch.tensor(chunk_sizes, device=device), output_size=num_atoms
@@ -167,6 +167,6 @@ def pad_slots(
         atoms = atoms.repeat_interleave(slots, output_size=num_slots)
         numbers = torch.arange(num_slots, device=device) - starts(slots)[atoms]
         pairs = starts(lengths)[atoms] + numbers
-        filled = numbers < lengths[atoms]
+        mask = numbers < lengths[atoms]
     last = torch.tensor([num_pairs], device=device)
-    return torch.cat([by_center, last])[torch.where(filled, pairs, last)]
+    return torch.cat([by_center, last])[torch.where(mask, pairs, last)]

@@ -42,14 +42,14 @@ def test_two_as_one(lammps, tmp_path, name):
         script += "fix integrate all nve\ntimestep 0.0002\nrun 5"
         thermo = lammps.read_thermo(lammps.run(folder, script, processes))
         results.append((thermo, *lammps.read_dump(folder / "out.dump")))
-    (thermo, frames, columns), (thermo_of_two, frames_of_two, columns_of_two) = results
+    (thermo, frames, columns), (thermo_two, frames_two, columns_two) = results
     assert abs(columns[0][:, :3]).max() > 0.1
     for key in ("PotEng", *PRESSURES.split()):
         scale = abs(thermo[key]).max()
-        np.testing.assert_allclose(thermo_of_two[key], thermo[key], rtol=0, atol=1e-10 * scale)
-    for frame, frame_of_two in zip(frames, frames_of_two, strict=True):
+        np.testing.assert_allclose(thermo_two[key], thermo[key], rtol=0, atol=1e-10 * scale)
+    for frame, frame_of_two in zip(frames, frames_two, strict=True):
         np.testing.assert_allclose(frame_of_two.positions, frame.positions, rtol=0, atol=1e-10)
-    np.testing.assert_allclose(np.array(columns_of_two), np.array(columns), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(np.array(columns_two), np.array(columns), rtol=0, atol=1e-9)
 
 
 def test_infinite_range_is_refused(lammps, tmp_path):

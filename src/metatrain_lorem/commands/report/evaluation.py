@@ -32,31 +32,32 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Evaluation:
-    """Labels and predictions of S structures with N atoms in all."""
+    """Labels and predictions of a test set."""
 
     composition: np.ndarray
-    """[S, elements] number of atoms of each of ``elements``"""
+    """``[structures, elements]`` number of atoms of each of ``elements``"""
     elements: list[str]
     charge: np.ndarray
-    """[S] total charge in e, NaN where the file has none"""
+    """``[structures]`` total charge in e, NaN where the file has none"""
     symbol: np.ndarray
-    """[N] element of each atom"""
+    """``[atoms]`` element of each atom"""
     structure: np.ndarray
-    """[N] structure of each atom"""
+    """``[atoms]`` structure of each atom"""
     energy: np.ndarray
-    """[S] reference in eV"""
+    """``[structures]`` reference in eV"""
     predicted_energy: np.ndarray
     forces: np.ndarray
-    """[N, 3] reference in eV/Å"""
+    """``[atoms, 3]`` reference in eV/Å"""
     predicted_forces: np.ndarray
     atomic_charges: np.ndarray | None = None
-    """[N] reference in e, NaN where the file has none; None if the model gives none"""
+    """``[atoms]`` reference in e, NaN where the file has none; None if the model gives none"""
     predicted_atomic_charges: np.ndarray | None = None
-    """[N] NaN for structures without reference"""
+    """``[atoms]`` NaN for structures without reference"""
     dipoles: np.ndarray | None = None
-    """[S, 3] reference in e Å, NaN where the file has none; None if the model gives none"""
+    """``[structures, 3]`` reference in e Å, NaN where the file has none; None if the model gives
+    none"""
     predicted_dipoles: np.ndarray | None = None
-    """[S, 3] NaN for structures without reference"""
+    """``[structures, 3]`` NaN for structures without reference"""
 
 
 def evaluate(
@@ -166,7 +167,7 @@ def _require_labels(
 
 
 def _atomic_charges(structures: list[ase.Atoms], key: str) -> list[np.ndarray]:
-    """Per structure [atoms] in e, NaN where there are none."""
+    """Per structure ``[atoms]`` in e, NaN where there are none."""
     charges = []
     for index, atoms in enumerate(structures):
         values = np.asarray(atoms.arrays.get(key, np.full(len(atoms), np.nan)))
@@ -194,7 +195,7 @@ def _in_standard_form(block: TensorBlock, unit: str) -> np.ndarray:
 
 
 def _dipoles(structures: list[ase.Atoms], key: str) -> list[np.ndarray]:
-    """Per structure [1, 3] in e Å, NaN where there is none.
+    """Per structure ``[1, 3]`` in e Å, NaN where there is none.
 
     Those of periodic structures depend on the choice of the cell and count as missing.
     """

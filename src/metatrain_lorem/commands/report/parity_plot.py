@@ -30,9 +30,9 @@ def plot_parity(evaluations: dict[str, Evaluation], path: str | Path) -> None:
     ):
         figure = Figure(figsize=(3.7 * len(units), 3.7), layout="compressed")
         for axes, (title, unit) in zip(figure.subplots(1, len(units)), units.items(), strict=True):
-            for color, (label, of_model) in zip(COLORS, panels.items(), strict=False):
-                if title in of_model:
-                    _, reference, predicted, error = of_model[title]
+            for color, (label, model_panels) in zip(COLORS, panels.items(), strict=False):
+                if title in model_panels:
+                    _, reference, predicted, error = model_panels[title]
                     text = f"{label}: RMSE {error}"
                     axes.scatter(reference, predicted, label=text, **_marker(color, reference.size))
             axes.set(title=title, xlabel=f"reference ({unit})", ylabel=f"predicted ({unit})")
@@ -82,7 +82,7 @@ def _panels(evaluation: Evaluation) -> dict[str, tuple[str, np.ndarray, np.ndarr
 
 
 def _composition_fit(evaluation: Evaluation) -> np.ndarray:
-    """Least-squares energy of the elements, summed per structure: [S] in eV."""
+    """Least-squares energy of the elements, summed per structure ``[structures]``, eV."""
     known = ~np.isnan(evaluation.energy)
     per_element = np.linalg.lstsq(
         evaluation.composition[known].astype(float), evaluation.energy[known], rcond=None

@@ -97,7 +97,7 @@ def periodic_matrix(
     positions, volumes = graph.positions[atoms], boundaries.volumes[numbers]
     real = mask.to(positions.dtype)
 
-    # the mean of what the neighbor list adds
+    # the mean of what the neighbour list adds
     matrix = (wide - sums)[species.unsqueeze(2), species.unsqueeze(1)]
     matrix = matrix * (-2.0 * math.pi / volumes).view(-1, 1, 1)
     if 2 in boundaries.dimensions:
@@ -160,7 +160,7 @@ def add_pairs(
     interactions: Interactions, matrix: torch.Tensor, atoms: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
     """
-    Add the sum over the neighbor list to matrices.
+    Add the sum over the neighbour list to matrices.
 
     :param interactions: of the batch
     :param matrix: of some structures ``[structures, atoms, atoms]``

@@ -10,9 +10,9 @@ structures the matrix is defined by
 
 Where :math:`v_{ij}` is smaller than the square of the smearing :math:`\sigma`, the sum is done with
 :math:`w_{ij} = \max(v_{ij}, \sigma^2)` in its place, and the rest,
-:math:`[\mathrm{erf}(r / \sqrt{2 v}) - \mathrm{erf}(r / \sqrt{2 w})] / r`, over the neighbor list.
+:math:`[\mathrm{erf}(r / \sqrt{2 v}) - \mathrm{erf}(r / \sqrt{2 w})] / r`, over the neighbour list.
 The rest has the mean :math:`2\pi (w - v) / \Omega`, which is subtracted. Wide Gaussians thus never
-reach beyond the neighbor list, and narrow ones need no finer mesh than point charges do.
+reach beyond the neighbour list, and narrow ones need no finer mesh than point charges do.
 """
 
 import math
