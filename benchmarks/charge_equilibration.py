@@ -22,6 +22,7 @@ import time
 import warnings
 from pathlib import Path
 
+import ase
 import numpy as np
 import torch
 from common import rocksalt
@@ -39,13 +40,51 @@ from metatrain.utils.neighbor_lists import (
     get_requested_neighbor_lists,
     get_system_with_neighbor_lists,
 )
-from metatrain_lorem.electrostatics.charge_equilibration import ChargeEquilibration
-from metatrain_lorem.electrostatics.charge_operator import periodic_operator
-from metatrain_lorem.electrostatics.solvers import solve_iteratively
 
+from metatrain_lorem.blocks.charge_equilibration import ChargeEquilibration
+from metatrain_lorem.electrostatics.equilibration import iterative
+from metatrain_lorem.electrostatics.equilibration.gaussians import Interactions
+from metatrain_lorem.electrostatics.equilibration.iterative import Limits, solve_iteratively
+from metatrain_lorem.electrostatics.equilibration.operator import periodic_operator
+from metatrain_lorem.graph import Batch, GraphBuilder
 from metatrain_lorem.model import Lorem
 
 TOLERANCES = (1e-4, 1e-6, 1e-8)
+
+
+def rocksalt_interactions(atoms: ase.Atoms, hardness: float) -> Interactions:
+    """Interactions of the charges of one crystal, with default hypers.
+
+    :param atoms: rocksalt, whose Gaussians are wide enough to need no pairs
+    :param hardness: of both species, 1/Å
+    """
+    hypers = get_default_hypers("lorem")["model"]
+    block = ChargeEquilibration(hypers, [11, 17], "angstrom").double()
+    assert not block.uses_pairs
+    no_pairs = torch.zeros(0, dtype=torch.long)
+    batch = Batch(
+        positions=torch.tensor(atoms.positions),
+        types=torch.tensor(atoms.numbers),
+        cells=torch.tensor(atoms.cell.array).unsqueeze(0),
+        pbc=torch.tensor([[True, True, True]]),
+        counts=[len(atoms)],
+        centers=no_pairs,
+        neighbors=no_pairs,
+        shifts=torch.zeros([0, 3]),
+        total_charge=torch.zeros(1, dtype=torch.float64),
+    )
+    builder = GraphBuilder([11, 17], None, True, 0.0)
+    graph = builder.build(batch, torch.tensor([torch.inf, -torch.inf]))
+    return Interactions(
+        graph=graph,
+        hardness=torch.full((2,), hardness, dtype=torch.float64),
+        variances=block.widths() ** 2,
+        pair_weights=graph.distances,
+        uses_pairs=False,
+        one_width=block.one_width,
+        parameters=block.settings,
+        angstrom=1.0,
+    )
 
 
 def iterations(repeats: list[int], hardness: float) -> None:
@@ -54,49 +93,41 @@ def iterations(repeats: list[int], hardness: float) -> None:
     :param repeats: sizes, 8 repeat³ atoms
     :param hardness: of both species, 1/Å
     """
-    layer = ChargeEquilibration(
-        [11, 17], 8, 4, 5.0, "angstrom", "variational", False, "auto", 1e-6, None, 100
-    ).double()
     print(f"hardness {hardness} 1/Å; iterations to a residual of {TOLERANCES}")
     print(f"{'atoms':>8} {'Kerker':>14} {'diagonal':>14} {'time of one product':>22}")
+    product, products = iterative.product, []
+
+    def counted(operator, v):
+        products.append(1)
+        return product(operator, v)
+
+    iterative.product = counted
     for repeat in repeats:
         atoms = rocksalt(8 * repeat**3)
-        species = torch.tensor((atoms.numbers == 17).astype(int))
         chi = torch.tensor(np.random.default_rng(1).normal(scale=0.05, size=len(atoms)))
-        chi = chi + 0.6 * species
+        chi = chi + 0.6 * torch.tensor((atoms.numbers == 17).astype(int))
         zero = torch.zeros((), dtype=torch.float64)
         with torch.no_grad():
-            operator = periodic_operator(
-                torch.tensor(atoms.positions),
-                species,
-                torch.tensor(atoms.cell.array),
-                atoms.cell.lengths().tolist(),
-                torch.zeros(3, dtype=torch.float64),
-                zero,
-                torch.full((2,), hardness, dtype=torch.float64),
-                layer.widths() ** 2,
-                torch.zeros(2, 0, dtype=torch.long),
-                torch.zeros(0, dtype=torch.float64),
-                layer.smearing,
-                layer.mesh_spacing,
-                layer.spline_order,
-                1.0,
-            )
-            jacobi = operator._replace(
+            operator = periodic_operator(rocksalt_interactions(atoms, hardness), 0)
+            diagonal = operator._replace(
                 inverse_diagonal=operator.jacobi,
                 coarse=operator.coarse._replace(filters=0.0 * operator.coarse.filters),
             )
             counts = []
-            for preconditioned in (operator, jacobi) if len(atoms) < 10000 else (operator,):
+            for preconditioned in (operator, diagonal) if len(atoms) < 10000 else (operator,):
+                numbers = []
                 start = time.perf_counter()
-                numbers = [
-                    solve_iteratively(preconditioned, chi, zero, 0.0 * chi, t, 200, "rocksalt")[1]
-                    for t in TOLERANCES
-                ]
+                for tolerance in TOLERANCES:
+                    products.clear()
+                    limits = Limits(tolerance=tolerance, max_iterations=200)
+                    solve_iteratively(preconditioned, chi, zero, limits, "rocksalt")
+                    # two before the first iteration
+                    numbers.append(len(products) - 2)
                 seconds = (time.perf_counter() - start) / (sum(numbers) + 6)
                 counts.append("/".join(map(str, numbers)))
         counts += [""] * (2 - len(counts))
         print(f"{len(atoms):8d} {counts[0]:>14} {counts[1]:>14} {seconds:20.3f} s", flush=True)
+    iterative.product = product
 
 
 def exported(path: Path, equilibrate: bool, short_range: bool, tiny: bool) -> None:

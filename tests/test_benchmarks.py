@@ -26,6 +26,7 @@ def benchmarks(monkeypatch):
     """Modules of the benchmarks, which are no package."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     names = ("common", "roofline", "plot_speed", "torch_models", "hypers", "torchpme_cells")
+    names += ("charge_equilibration",)
     modules = {name: importlib.import_module(name) for name in names}
     yield SimpleNamespace(**modules)
     for name in names:
@@ -204,6 +205,15 @@ def test_cells_of_torchpme(benchmarks):
     difference, direct = cells.real_space_errors(5.0)
     assert direct < 1e-5 and difference > 1e-2
     cells.spreading(16, 8)  # compares both ways
+
+
+def test_iterations_of_charge_equilibration(benchmarks, capsys):
+    benchmarks.charge_equilibration.iterations([3], 1.0)
+    (row,) = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert row[0] == "216"
+    kerker, diagonal = ([int(n) for n in column.split("/")] for column in row[1:3])
+    assert kerker == sorted(kerker) and 2 < kerker[0] < diagonal[0]
+    assert kerker[1] < 6 < diagonal[1]
 
 
 def test_variations_of_hypers(benchmarks):
