@@ -92,7 +92,8 @@ def main() -> None:
 
     model = load_model(arguments.model).to(torch.float64)
     if arguments.mesh:
-        model.long_range.coulomb.mesh_threshold = 0
+        coulomb = model.long_range.coulomb
+        coulomb.settings = coulomb.settings._replace(mesh_threshold=0)
     atoms = ase.io.read(arguments.structures, index=arguments.index)
     atoms.calc = None
     if arguments.repeat > 1:

@@ -16,11 +16,16 @@ STAGES = {
         "long_range.update",
     ],
     "message passing": ["short_range.message_passing"],
-    "charges": ["long_range.scalar_charge", "long_range.spherical_charges"],
+    "charges": [
+        "long_range.scalar_charge",
+        "long_range.spherical_charges",
+        "long_range.dispersion_coefficient",
+    ],
     "Coulomb (mesh)": ["long_range.coulomb"],
+    "dispersion": ["long_range.dispersion"],
     "field product": ["long_range.potential_linear", "long_range.product"],
     "charge equilibration": ["charge_equilibration"],
-    "heads": ["heads"],
+    "readout": ["readout"],
 }
 """Modules of each stage. What belongs to none of them is the rest of the forward pass."""
 

@@ -26,7 +26,7 @@ def benchmarks(monkeypatch):
     """Modules of the benchmarks, which are no package."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     names = ("common", "roofline", "plot_speed", "torch_models", "hypers", "torchpme_cells")
-    names += ("charge_equilibration",)
+    names += ("charge_equilibration", "stages")
     modules = {name: importlib.import_module(name) for name in names}
     yield SimpleNamespace(**modules)
     for name in names:
@@ -214,6 +214,21 @@ def test_iterations_of_charge_equilibration(benchmarks, capsys):
     kerker, diagonal = ([int(n) for n in column.split("/")] for column in row[1:3])
     assert kerker == sorted(kerker) and 2 < kerker[0] < diagonal[0]
     assert kerker[1] < 6 < diagonal[1]
+
+
+def test_stages_are_modules_of_the_model(benchmarks):
+    """A stage that has another name would be counted as the rest."""
+    models = benchmarks.torch_models
+    changes = {
+        "num_message_passing": 1,
+        "long_range": {"exponents": [1, 6]},
+        "charge_equilibration": {"enable": True},
+    }
+    models.MODELS["changed"] = models.Model("lorem", changes)
+    model = models.new_model("changed", [11, 17], models._energy())
+    modules = dict(model.named_modules())
+    names = [name for stage in benchmarks.stages.STAGES.values() for name in stage]
+    assert [name for name in names if name not in modules] == []
 
 
 def test_variations_of_hypers(benchmarks):
