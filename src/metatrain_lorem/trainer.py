@@ -13,7 +13,7 @@ from metatrain.utils.data import get_num_workers, validate_num_workers
 from metatrain.utils.metrics import get_selected_metric
 from torch.utils.data import Dataset
 
-from .training.batches import TrainingBatches, ValidationBatches, build_collate
+from .training.batches import BatchSize, TrainingBatches, ValidationBatches, build_collate
 from .training.checkpoint_files import write_checkpoint
 from .training.datasets import (
     check_labels,
@@ -191,16 +191,15 @@ class Trainer(TrainerInterface[TrainerHypers]):
             num_workers = get_num_workers()
             logging.info(f"`num_workers` not given: {num_workers} processes prepare batches")
         validate_num_workers(num_workers)
-        size = {
-            "batch_size": self.hypers["batch_size"],
-            "max_atoms": self.hypers["max_atoms_per_batch"],
-            "num_workers": num_workers,
-            "processes": processes,
-        }
+        size = BatchSize(
+            structures=self.hypers["batch_size"],
+            max_atoms=self.hypers["max_atoms_per_batch"],
+            num_workers=num_workers,
+        )
         collate = build_collate(model, augment=self.hypers["rotational_augmentation"])
-        train_batches = TrainingBatches(train_datasets, collate, seed=self.seed, **size)
+        train_batches = TrainingBatches(train_datasets, collate, size, self.seed, processes)
         collate = build_collate(model, augment=False)
-        return train_batches, ValidationBatches(val_datasets, collate, **size)
+        return train_batches, ValidationBatches(val_datasets, collate, size, processes)
 
     def _estimate_memory(
         self, evaluator: Evaluator, train_datasets: list[Dataset], num_atoms: list[list[int]]
@@ -227,8 +226,8 @@ class Trainer(TrainerInterface[TrainerHypers]):
 
         def run() -> None:
             with naming_structures([structure_index(shares[dataset], i)], "training"):
-                _, predictions, targets, extra_data = evaluator.predict(batch, is_training=True)
-            evaluator.loss.values_and_counts(predictions, targets, extra_data)
+                predicted = evaluator.predict(batch, is_training=True)
+            evaluator.loss.values_and_counts(*predicted[1:])
 
         # parameters, gradients and two moments
         parameters = sum(p.numel() * p.element_size() for p in evaluator.model.parameters())

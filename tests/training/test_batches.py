@@ -5,7 +5,7 @@ import torch
 from metatrain.utils.data import unpack_batch
 from torch.utils.data import Subset
 
-from metatrain_lorem.training.batches import TrainingBatches, ValidationBatches
+from metatrain_lorem.training.batches import BatchSize, TrainingBatches, ValidationBatches
 from metatrain_lorem.training.distributed import Processes
 
 CPU = torch.device("cpu")
@@ -18,7 +18,7 @@ def collate(samples):
 
 def training(datasets, size=1, rank=0, batch_size=4, max_atoms=None, seed=0):
     processes = Processes(CPU, rank, size)
-    return TrainingBatches(datasets, collate, batch_size, max_atoms, 0, seed, processes)
+    return TrainingBatches(datasets, collate, BatchSize(batch_size, max_atoms, 0), seed, processes)
 
 
 @pytest.fixture
@@ -71,9 +71,7 @@ def test_validation_takes_each_structure_once(dataset, max_atoms):
         batches = ValidationBatches(
             [Subset(dataset, range(1, 12)), Subset(dataset, [20])],
             collate,
-            4,
-            max_atoms,
-            0,
+            BatchSize(4, max_atoms, 0),
             Processes(CPU, rank, 3),
         )
         for indices, batch in batches:

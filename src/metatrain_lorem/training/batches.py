@@ -3,7 +3,7 @@
 import copy
 import random
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -54,17 +54,23 @@ def build_collate(model: ModelInterface, augment: bool) -> CollateFn:
     return CollateFn(target_keys=list(targets), callables=steps)
 
 
+class BatchSize(NamedTuple):
+    """What goes into a batch of one process."""
+
+    structures: int
+    max_atoms: int | None  # instead of a number of structures
+    num_workers: int  # processes that prepare batches
+
+
 class TrainingBatches:
     """Batches of the training sets, shuffled anew in each epoch.
 
-    Batch k of an epoch is the same set of structures for one process with ``size * batch_size``
-    structures per batch as for ``size`` processes with ``batch_size`` each.
+    Batch k of an epoch is the same set of structures for one process with n times the structures
+    per batch as for n processes.
 
     :param datasets: training sets; a batch never mixes them
     :param collate: see :func:`build_collate`
-    :param batch_size: structures per batch and process
-    :param max_atoms: atoms per batch and process, instead of ``batch_size``
-    :param num_workers: processes that prepare batches
+    :param size: of a batch, per process
     :param seed: seed of the run, the same for all processes
     :param processes: processes to share the batches
     :raises ValueError: if a training set has fewer structures than a batch
@@ -74,9 +80,7 @@ class TrainingBatches:
         self,
         datasets: list[Dataset],
         collate: CollateFn,
-        batch_size: int,
-        max_atoms: int | None,
-        num_workers: int,
+        size: BatchSize,
         seed: int,
         processes: Processes,
     ) -> None:
@@ -94,7 +98,7 @@ class TrainingBatches:
             for dataset in datasets
         ]
         self.dataloaders, self.samplers = build_train_dataloaders(
-            datasets, samplers, collate, batch_size, max_atoms, 0, num_workers
+            datasets, samplers, collate, size.structures, size.max_atoms, 0, size.num_workers
         )
 
     def __len__(self) -> int:
@@ -125,9 +129,7 @@ class ValidationBatches:
 
     :param datasets: validation sets
     :param collate: see :func:`build_collate`
-    :param batch_size: structures per batch
-    :param max_atoms: atoms per batch, instead of ``batch_size``
-    :param num_workers: processes that prepare batches
+    :param size: of a batch, per process
     :param processes: processes to share the structures
     """
 
@@ -135,14 +137,17 @@ class ValidationBatches:
         self,
         datasets: list[Dataset],
         collate: CollateFn,
-        batch_size: int,
-        max_atoms: int | None,
-        num_workers: int,
+        size: BatchSize,
         processes: Processes,
     ) -> None:
         self.datasets = share(datasets, processes.rank, processes.size)
         self.dataloaders = build_val_dataloaders(
-            self.datasets, [None] * len(self.datasets), collate, batch_size, max_atoms, num_workers
+            self.datasets,
+            [None] * len(self.datasets),
+            collate,
+            size.structures,
+            size.max_atoms,
+            size.num_workers,
         )
 
     def __iter__(self) -> Iterator[tuple[list[int], Any]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from metatensor.torch import TensorMap
@@ -18,6 +18,15 @@ from .distributed import Processes
 from .loss import GlobalLoss, MeanLoss
 
 TensorMaps = dict[str, TensorMap]
+
+
+class Predicted(NamedTuple):
+    """A batch beside its labels."""
+
+    systems: list[System]
+    predictions: TensorMaps  # per atom where that makes sense, and divided by the target's scale
+    targets: TensorMaps  # the same of the labels
+    extra_data: TensorMaps
 
 
 class Evaluator:
@@ -44,14 +53,11 @@ class Evaluator:
         self.dtype = dtype
         self.processes = processes
 
-    def predict(
-        self, batch: Any, is_training: bool
-    ) -> tuple[list[System], TensorMaps, TensorMaps, TensorMaps]:
+    def predict(self, batch: Any, is_training: bool) -> Predicted:
         """
         :param batch: batch as the data loader returns it
         :param is_training: whether to keep what the gradient of the loss needs
-        :return: systems, predictions, labels and extra data; the former two per atom where that
-            makes sense, and divided by the target's scale
+        :return: predictions and labels
         """
         systems, targets, extra_data = batch_to(
             *unpack_batch(batch), dtype=self.dtype, device=self.processes.device
@@ -64,20 +70,16 @@ class Evaluator:
         targets = average_by_num_atoms(targets, systems, self.per_structure_targets)
         # Labels still carry the scales of single properties: the loss weighs properties by them
         predictions = self._scale(systems, predictions, per_target=False)
-        return systems, predictions, targets, extra_data
+        return Predicted(systems, predictions, targets, extra_data)
 
-    def errors_in_units(
-        self, systems: list[System], predictions: TensorMaps, targets: TensorMaps
-    ) -> tuple[TensorMaps, TensorMaps]:
+    def in_units(self, predicted: Predicted) -> tuple[TensorMaps, TensorMaps]:
         """
-        :param systems: systems of the batch
-        :param predictions: predictions of :meth:`predict`
-        :param targets: labels of :meth:`predict`
+        :param predicted: see :meth:`predict`
         :return: predictions and labels in the units of the data set
         """
         return (
-            self._scale(systems, predictions, per_target=True),
-            self._scale(systems, targets, per_target=True),
+            self._scale(predicted.systems, predicted.predictions, per_target=True),
+            self._scale(predicted.systems, predicted.targets, per_target=True),
         )
 
     def _scale(self, systems: list[System], values: TensorMaps, per_target: bool) -> TensorMaps:
@@ -101,21 +103,18 @@ class Metrics:
         self.loss = MeanLoss(evaluator.loss, evaluator.processes.device)
         self.accumulators = [RMSEAccumulator(), MAEAccumulator()]
 
-    def update(
-        self,
-        systems: list[System],
-        predictions: TensorMaps,
-        targets: TensorMaps,
-        extra_data: TensorMaps,
-        values: torch.Tensor,
-        counts: torch.Tensor,
-    ) -> None:
-        """Add a batch: what :meth:`Evaluator.predict` and the loss returned for it."""
+    def update(self, predicted: Predicted, values: torch.Tensor, counts: torch.Tensor) -> None:
+        """Add a batch.
+
+        :param predicted: see :meth:`Evaluator.predict`
+        :param values: losses of the batch
+        :param counts: numbers of labels that they are means of
+        """
         self.loss.update(values, counts)
         with torch.no_grad():
-            predictions, targets = self.evaluator.errors_in_units(systems, predictions, targets)
+            predictions, targets = self.evaluator.in_units(predicted)
             for accumulator in self.accumulators:
-                accumulator.update(predictions, targets, extra_data)
+                accumulator.update(predictions, targets, predicted.extra_data)
 
     def finalize(self) -> dict[str, float]:
         """
@@ -164,8 +163,8 @@ def train_epoch(
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         with naming_structures(indices, "training"):
-            systems, predictions, targets, extra_data = evaluator.predict(batch, is_training=True)
-        values, counts = evaluator.loss.values_and_counts(predictions, targets, extra_data)
+            predicted = evaluator.predict(batch, is_training=True)
+        values, counts = evaluator.loss.values_and_counts(*predicted[1:])
         total_counts = _total_counts(values, counts, processes, indices)
         loss = evaluator.loss.combine(values, counts, total_counts)
         if loss.requires_grad:
@@ -177,7 +176,7 @@ def train_epoch(
                 raise FloatingPointError(_not_finite("gradient of the loss", indices, processes))
             for optimizer in optimizers:
                 optimizer.step()
-        metrics.update(systems, predictions, targets, extra_data, values, counts)
+        metrics.update(predicted, values, counts)
     return metrics.finalize()
 
 
@@ -195,15 +194,13 @@ def validation_epoch(
     with torch.set_grad_enabled(any(info.gradients for info in infos.values())):
         for indices, batch in batches:
             with naming_structures(indices, "validation"):
-                systems, predictions, targets, extra_data = evaluator.predict(
-                    batch, is_training=False
-                )
-            values, counts = evaluator.loss.values_and_counts(predictions, targets, extra_data)
+                predicted = evaluator.predict(batch, is_training=False)
+            values, counts = evaluator.loss.values_and_counts(*predicted[1:])
             if not torch.isfinite(values).all():
                 raise FloatingPointError(
                     _not_finite("validation loss", indices, evaluator.processes)
                 )
-            metrics.update(systems, predictions, targets, extra_data, values, counts)
+            metrics.update(predicted, values, counts)
     return metrics.finalize()
 
 
