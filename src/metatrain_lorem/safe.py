@@ -53,6 +53,21 @@ def cusped_norms(features: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
     return torch.where(vanishes, 0.0, norms * scale)
 
 
+def unit_vectors(
+    vectors: torch.Tensor, selected: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    :param vectors: ``[n, 3]``, those that are selected not zero
+    :param selected: ``[n]``
+    :return: unit vectors, zero for others, ``[n, 3]``; lengths, any positive number for others
+        ``[n]``
+    """
+    selected = selected.unsqueeze(-1)
+    safe = torch.where(selected, vectors, torch.ones_like(vectors))
+    lengths = torch.linalg.vector_norm(safe, dim=-1)
+    return safe / lengths.unsqueeze(-1) * selected.to(vectors.dtype), lengths
+
+
 def distances_between_others(squared: torch.Tensor, excluded: torch.Tensor) -> torch.Tensor:
     """
     :param squared: squared distances, any shape, Å²

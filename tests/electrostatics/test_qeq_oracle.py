@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from helpers import qeq_oracle as oracle
+from helpers.qeq_cases import BOUNDARIES, NAMES
 
 CELL = np.array([[5.2, 0.3, -0.4], [1.6, 4.7, 0.5], [-0.9, 1.1, 5.8]])
 FRACTIONS = np.array(
@@ -20,13 +21,6 @@ POSITIONS = FRACTIONS @ CELL
 WIDTHS = np.array([0.31, 0.66, 1.66, 0.31, 0.66, 1.66])
 HARDNESS = np.array([1.2, 0.9, 0.4, 1.2, 0.9, 0.4])
 ELECTRONEGATIVITY = np.array([0.11, 0.35, -0.22, 0.08, 0.41, -0.17])
-BOUNDARIES = [
-    [False] * 3,
-    [True, True, False],
-    [True, False, True],
-    [False, True, True],
-    [True] * 3,
-]
 
 
 def rotation(seed):
@@ -105,7 +99,7 @@ def test_large_cells_become_isolated():
     assert differences[1] / differences[0] == pytest.approx(1.0 / 8.0, rel=0.02)
 
 
-@pytest.mark.parametrize("pbc", BOUNDARIES[1:4], ids=["TTF", "TFT", "FTT"])
+@pytest.mark.parametrize("pbc", BOUNDARIES[1:4], ids=NAMES[1:4])
 def test_slab_against_padded_cell(pbc):
     """
     A periodic sum along the normal, height H, is 2π/A (H/6 - |z| + z²/H) for planes of point
@@ -137,7 +131,7 @@ def test_slab_far_apart():
     assert np.isfinite(matrix).all()
 
 
-@pytest.mark.parametrize("pbc", BOUNDARIES, ids=["FFF", "TTF", "TFT", "FTT", "TTT"])
+@pytest.mark.parametrize("pbc", BOUNDARIES, ids=NAMES)
 @pytest.mark.parametrize("total_charge", [0.0, 1.0, -0.37])
 def test_two_atoms(pbc, total_charge):
     """q_1 = (χ_2 - χ_1 + Q (J_2 + C_22 - C_12)) / (J_1 + J_2 + C_11 + C_22 - 2 C_12)."""
@@ -152,7 +146,7 @@ def test_two_atoms(pbc, total_charge):
     assert mu == pytest.approx(-(chi1 + j1 * expected + matrix[0] @ charges), abs=1e-12)
 
 
-@pytest.mark.parametrize("pbc", BOUNDARIES, ids=["FFF", "TTF", "TFT", "FTT", "TTT"])
+@pytest.mark.parametrize("pbc", BOUNDARIES, ids=NAMES)
 def test_charges_minimise_the_energy(pbc):
     matrix = oracle.coulomb_matrix(POSITIONS, CELL, pbc, WIDTHS)
     charges, _ = oracle.solve(matrix, HARDNESS, ELECTRONEGATIVITY, 1.0)
@@ -175,7 +169,7 @@ def test_central_difference():
     np.testing.assert_allclose(result, 1.0 + 2.0 + 3.0 + 4.0, rtol=1e-11)
 
 
-@pytest.mark.parametrize("pbc", BOUNDARIES, ids=["FFF", "TTF", "TFT", "FTT", "TTT"])
+@pytest.mark.parametrize("pbc", BOUNDARIES, ids=NAMES)
 def test_derivatives(pbc):
     """
     In the variational mode charges need not follow (their energy is stationary); in the other one

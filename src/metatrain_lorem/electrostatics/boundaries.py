@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 
 from ..indexing import host_starts
-from .parameters import SumParameters
+from ..safe import unit_vectors
+from .parameters import SumParameters, num_waves
 
 
 class Boundaries(NamedTuple):
@@ -83,11 +84,7 @@ def slab_normals(
     :return: unit normals, zero for structures that are not slabs, ``[systems, 3]``; areas, any
         positive number for these, ``[systems]``, Å²
     """
-    area = area_vectors(cells, pbc)
-    # a unit area in place of the others' avoids dividing by zero, also in derivatives
-    safe_area = torch.where(is_slab.unsqueeze(-1), area, torch.ones_like(area))
-    areas = torch.linalg.vector_norm(safe_area, dim=-1)
-    return safe_area / areas.unsqueeze(-1) * is_slab.unsqueeze(-1).to(cells.dtype), areas
+    return unit_vectors(area_vectors(cells, pbc), is_slab)
 
 
 def slab_thickness(
@@ -276,13 +273,12 @@ def sort_structures(
     for s, dimension in enumerate(boundaries.dimensions):
         if boundaries.counts[s] == 0:
             continue
-        # half of the k-vectors in a sphere: k and -k count once
         volume = boundaries.host_volumes[s]
-        num_k = parameters.k_cutoff**3 * volume / (12.0 * math.pi**2)
+        waves = num_waves(parameters, volume)
         excess = max(1.0, volume / parameters.mesh_spacing**3 / parameters.mesh_points)
         if dimension == 0:
             isolated.append(s)
-        elif boundaries.counts[s] * num_k > parameters.mesh_threshold * excess:
+        elif boundaries.counts[s] * waves > parameters.mesh_threshold * excess:
             large.append(s)
         else:
             small.append(s)

@@ -15,7 +15,7 @@ from ..graph import Graph
 from ..indexing import host_starts, occurrences, recomputed, starts
 from .boundaries import Boundaries
 from .padding import group_by_size, padded_atoms, padded_index
-from .parameters import SumParameters
+from .parameters import SumParameters, num_waves
 
 
 class PlaneWaves(NamedTuple):
@@ -154,8 +154,7 @@ class PlaneWaveSum(torch.nn.Module):
         potentials = torch.zeros_like(charges)
         sizes: list[list[int]] = []
         for s, count in enumerate(boundaries.counts):
-            num_k = parameters.k_cutoff**3 * boundaries.host_volumes[s] / (12.0 * math.pi**2)
-            sizes.append([count, int(num_k) + 1])
+            sizes.append([count, int(num_waves(parameters, boundaries.host_volumes[s])) + 1])
         recompute = sum([sizes[s][0] * sizes[s][1] for s in structures]) > parameters.max_terms
         for group in group_by_size(structures, sizes):
             most = max([sizes[s][0] for s in group]) * max([sizes[s][1] for s in group])

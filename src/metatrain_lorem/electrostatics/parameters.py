@@ -37,6 +37,15 @@ class SumParameters(NamedTuple):
     max_terms: int = MAX_TERMS
 
 
+def num_waves(parameters: SumParameters, volume: float) -> float:
+    """
+    :param parameters: of the sum
+    :param volume: of a cell, Å³
+    :return: about how many k-vectors lie in the sphere, k and -k counted once
+    """
+    return parameters.k_cutoff**3 * volume / (12.0 * math.pi**2)
+
+
 def gaussian_range(fraction: float) -> float:
     """
     Distance in standard deviations beyond which a normal distribution holds a given fraction.

@@ -7,7 +7,7 @@ import torch
 from ..ewald import fractional, plane_waves
 from ..padding import group_by_size, padded_atoms
 from ..slab import slab_factors, slab_matrix
-from .gaussians import Interactions, isolated_matrix, self_weights
+from .gaussians import Interactions, isolated_matrix, pair_variances, self_weights
 
 
 def dense_charges(
@@ -91,14 +91,13 @@ def periodic_matrix(
     numbers = torch.tensor(members, device=device)
     species = graph.species[atoms]
     variances = interactions.variances
-    sums = variances.unsqueeze(0) + variances.unsqueeze(1)
-    wide = torch.clamp(sums, min=parameters.smearing**2)
+    wide, excess = pair_variances(variances, parameters.smearing)
     widths = variances[species]
     positions, volumes = graph.positions[atoms], boundaries.volumes[numbers]
     real = mask.to(positions.dtype)
 
     # the mean of what the neighbour list adds
-    matrix = (wide - sums)[species.unsqueeze(2), species.unsqueeze(1)]
+    matrix = excess[species.unsqueeze(2), species.unsqueeze(1)]
     matrix = matrix * (-2.0 * math.pi / volumes).view(-1, 1, 1)
     if 2 in boundaries.dimensions:
         z = (positions * boundaries.normals[numbers].unsqueeze(1)).sum(dim=-1)

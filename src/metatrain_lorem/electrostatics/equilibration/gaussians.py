@@ -91,6 +91,18 @@ def short_range_weights(
     return (narrow_part - wide_part) / distances
 
 
+def pair_variances(variances: torch.Tensor, smearing: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    :param variances: squares of the widths of the species ``[species]``, Å²
+    :param smearing: width of the Gaussians of the sum over k, Å
+    :return: w of the pairs of species, and w - v, whose mean potential is to be subtracted, each
+        ``[species, species]``, Å²
+    """
+    sums = variances.unsqueeze(0) + variances.unsqueeze(1)
+    wide = torch.clamp(sums, min=smearing**2)
+    return wide, wide - sums
+
+
 def self_weights(variances: torch.Tensor, smearing: float) -> torch.Tensor:
     """
     The limit of ``short_range_weights`` at distance zero.

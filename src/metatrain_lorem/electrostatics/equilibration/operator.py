@@ -13,7 +13,7 @@ import torch
 from ...indexing import recomputed
 from ..mesh import Stencil
 from ..slab import slab_bracket, slab_factors, slab_moments
-from .gaussians import Interactions, isolated_rows, self_weights
+from .gaussians import Interactions, isolated_rows, pair_variances, self_weights
 from .species_mesh import (
     Crystal,
     SpeciesMesh,
@@ -191,11 +191,8 @@ def periodic_operator(interactions: Interactions, structure: int) -> ChargeOpera
         lengths=boundaries.lengths[structure],
     )
     hardness, variances = interactions.hardness[present], interactions.variances[present]
-    sums = variances.unsqueeze(0) + variances.unsqueeze(1)
-    wide = torch.clamp(sums, min=parameters.smearing**2)
-    mesh = species_mesh(
-        crystal, wide, wide - sums, parameters.mesh_spacing, parameters.spline_order
-    )
+    wide, excess = pair_variances(variances, parameters.smearing)
+    mesh = species_mesh(crystal, wide, excess, parameters.mesh_spacing, parameters.spline_order)
     diagonal = hardness + torch.rsqrt(math.pi * variances)
     coarse, inverse = kerker_mesh(
         detached_crystal(crystal),
