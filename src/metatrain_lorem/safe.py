@@ -27,7 +27,7 @@ def smooth_norms(features: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
     scale = torch.where(scale < (1e-30 if features.dtype == torch.float32 else 1e-150), 1.0, scale)
     components = (features / scale) ** 2
     squares = torch.matmul(members.to(features.dtype), components)
-    # an atom without neighbors has no features at all
+    # an atom without neighbours has no features at all
     delta = torch.sqrt(0.01 * components.mean(dim=[1, 2], keepdim=True) + 1e-12)
     # the difference of two nearly equal numbers, written without it
     return scale * (squares / (torch.sqrt(squares + delta * delta) + delta))
