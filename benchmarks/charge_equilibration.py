@@ -12,11 +12,7 @@ exponent of the time. One thread if OMP_NUM_THREADS is 1.
 
 import argparse
 import copy
-import json
 import os
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -25,21 +21,10 @@ from pathlib import Path
 import ase
 import numpy as np
 import torch
-from common import rocksalt
-from metatomic.torch import (
-    ModelEvaluationOptions,
-    ModelOutput,
-    System,
-    load_atomistic_model,
-    systems_to_torch,
-)
+from common import exponent, rocksalt, run_worker
 from metatrain.utils.architectures import get_default_hypers
 from metatrain.utils.data import DatasetInfo
 from metatrain.utils.data.target_info import get_energy_target_info
-from metatrain.utils.neighbor_lists import (
-    get_requested_neighbor_lists,
-    get_system_with_neighbor_lists,
-)
 
 from metatrain_lorem.blocks.charge_equilibration import ChargeEquilibration
 from metatrain_lorem.electrostatics.equilibration import iterative
@@ -148,30 +133,6 @@ def exported(path: Path, equilibrate: bool, short_range: bool, tiny: bool) -> No
     model.export().save(str(path))
 
 
-def measure(path: Path, repeat: int, repetitions: int, precision: int) -> dict[str, float]:
-    """Median time (s) and peak memory (bytes) of energy and forces, in this process."""
-    model = load_atomistic_model(str(path))
-    dtype = {32: torch.float32, 64: torch.float64}[precision]
-    model = model.to(dtype)
-    system = systems_to_torch([rocksalt(8 * repeat**3)], dtype=dtype)[0]
-    lists = get_requested_neighbor_lists(model)
-    options = ModelEvaluationOptions(
-        length_unit="angstrom", outputs={"energy": ModelOutput(unit="eV", sample_kind="system")}
-    )
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    times = []
-    for _ in range(repetitions + 1):
-        positions = system.positions.clone().requires_grad_(True)
-        moved = System(system.types, positions, system.cell, system.pbc)
-        moved = get_system_with_neighbor_lists(moved, lists)
-        start = time.perf_counter()
-        energy = model([moved], options, check_consistency=False)["energy"].block().values
-        energy.sum().backward()
-        times.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return {"time": float(np.median(times[1:] or times)), "bytes": 1024.0 * peak}
-
-
 def scaling(
     repeats: list[int], repetitions: int, short_range: bool, tiny: bool, precision: int
 ) -> None:
@@ -183,28 +144,35 @@ def scaling(
         for path, equilibrate in zip(paths, (False, True), strict=True):
             exported(path, equilibrate, short_range, tiny)
         for repeat in repeats:
-            results = []
-            for path in paths:
-                command = [sys.executable, __file__, "measure", str(path), str(repeat)]
-                command += [str(repetitions), str(precision)]
-                done = subprocess.run(command, capture_output=True, text=True)
-                last = done.stdout.strip().splitlines()[-1] if done.returncode == 0 else "null"
-                results.append(json.loads(last))
-            if None in results:
-                print(f"{8 * repeat**3:8d} did not run (memory?)")
+            task = {
+                "task": "energy",
+                "atoms": 8 * repeat**3,
+                "precision": precision,
+                "device": "cpu",
+                "threads": torch.get_num_threads(),
+                "repetitions": repetitions,
+                "warm_ups": 6,
+                "save": "",
+            }
+            results = [
+                run_worker("torch_worker.py", {**task, "model": str(path)}, 3600.0, np.inf)
+                for path in paths
+            ]
+            failed = [result["failed"] for result in results if "failed" in result]
+            if failed:
+                print(f"{8 * repeat**3:8d} {failed[0]}")
                 continue
-            without, with_charges = results
-            rows.append((8 * repeat**3, without["time"], with_charges["time"]))
+            without, with_charges = (float(np.median(result["times"])) for result in results)
+            rows.append((8 * repeat**3, without, with_charges))
             print(
-                f"{rows[-1][0]:8d} {without['time']:12.3f} {with_charges['time']:10.3f} "
-                f"{with_charges['time'] / without['time']:6.2f} "
-                f"{with_charges['bytes'] / rows[-1][0] / 1e3:9.1f}",
+                f"{rows[-1][0]:8d} {without:12.3f} {with_charges:10.3f} "
+                f"{with_charges / without:6.2f} {results[1]['bytes'] / rows[-1][0] / 1e3:9.1f}",
                 flush=True,
             )
-    rows = np.log([row for row in rows if row[0] >= 1000])
-    if len(rows) > 1:
-        exponents = np.polyfit(rows[:, 0], rows[:, 1:], 1)[0]
-        print(f"exponent from 1000 atoms: without {exponents[0]:.2f}, with {exponents[1]:.2f}")
+    atoms = [row[0] for row in rows]
+    without, with_charges = (exponent(atoms, [row[i] for row in rows]) for i in (1, 2))
+    if without is not None:
+        print(f"exponent from 1000 atoms: without {without:.2f}, with {with_charges:.2f}")
 
 
 def main() -> None:
@@ -219,15 +187,12 @@ def main() -> None:
     model.add_argument("--short-range", action="store_true", help="no long-range block")
     model.add_argument("--tiny", action="store_true", help="little but the charges costs time")
     model.add_argument("--precision", type=int, choices=(32, 64), default=32)
-    single = commands.add_parser("measure")
-    single.add_argument("path", type=Path)
-    single.add_argument("numbers", type=int, nargs=3)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     if arguments.command == "iterations":
         iterations(arguments.repeats, arguments.hardness)
-    elif arguments.command == "model":
+    else:
         scaling(
             arguments.repeats,
             arguments.repetitions,
@@ -235,9 +200,6 @@ def main() -> None:
             arguments.tiny,
             arguments.precision,
         )
-    else:
-        repeat, repetitions, precision = arguments.numbers
-        print(json.dumps(measure(arguments.path, repeat, repetitions, precision)))
 
 
 if __name__ == "__main__":

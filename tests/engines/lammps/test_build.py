@@ -100,5 +100,5 @@ def test_numeric_version():
 
 def test_files_are_in_the_wheel():
     """The source travels with the package."""
-    assert build.HEADER.is_file()
+    assert build.SOURCE.with_name("exported_model.h").is_file()
     assert "SPDX-License-Identifier: GPL-2.0-or-later" in build.SOURCE.read_text()

