@@ -27,6 +27,7 @@ from metatrain.utils.data import DatasetInfo
 from metatrain.utils.data.target_info import get_energy_target_info
 
 from metatrain_lorem.blocks.charge_equilibration import ChargeEquilibration
+from metatrain_lorem.electrostatics.boundaries import Vacuum
 from metatrain_lorem.electrostatics.equilibration import iterative
 from metatrain_lorem.electrostatics.equilibration.gaussians import Interactions
 from metatrain_lorem.electrostatics.equilibration.iterative import Limits, solve_iteratively
@@ -58,7 +59,7 @@ def rocksalt_interactions(atoms: ase.Atoms, hardness: float) -> Interactions:
         shifts=torch.zeros([0, 3]),
         total_charge=torch.zeros(1, dtype=torch.float64),
     )
-    builder = GraphBuilder([11, 17], None, True, 0.0)
+    builder = GraphBuilder([11, 17], None, Vacuum(least=0.0, angstrom=1.0))
     graph = builder.build(batch, torch.tensor([torch.inf, -torch.inf]))
     return Interactions(
         graph=graph,
