@@ -8,7 +8,8 @@ from helpers.batches import tune
 from scipy.interpolate import BSpline
 
 from metatrain_lorem.electrostatics.coulomb_sum import CoulombSum
-from metatrain_lorem.electrostatics.mesh import axis_influence, smooth_size, spline_weights
+from metatrain_lorem.electrostatics.mesh import smooth_size
+from metatrain_lorem.electrostatics.splines import axis_influence, spline_weights
 
 
 @pytest.mark.parametrize("order", [2, 4, 7, 12])
