@@ -139,6 +139,11 @@ def exact_sums(
 def missing_charge(
     charges: torch.Tensor, total_charge: torch.Tensor, system_index: torch.Tensor
 ) -> torch.Tensor:
-    """Total charge less the sum of the charges of each structure ``[systems]``, float64, e."""
+    """
+    :param charges: ``[atoms]``, e
+    :param total_charge: ``[systems]``, e
+    :param system_index: structure of each atom ``[atoms]``
+    :return: total charge less the sum of the charges ``[systems]``, in double precision, e
+    """
     total = total_charge.to(torch.float64)
     return total.index_add(0, system_index, -charges.detach().to(torch.float64))

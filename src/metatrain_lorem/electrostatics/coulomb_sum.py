@@ -87,7 +87,12 @@ class CoulombSum(torch.nn.Module):
         return potentials
 
     def real_space(self, charges: torch.Tensor, graph: Graph) -> torch.Tensor:
-        """What point charges interact more than Gaussians, over the pairs of the neighbour list."""
+        """What point charges interact more than Gaussians, over the pairs of the neighbour list.
+
+        :param charges: ``[atoms, channels]``, e
+        :param graph: of the batch
+        :return: potentials ``[atoms, channels]``, zero for isolated structures, e/Å
+        """
         weights = self.potential.sr_from_dist(graph.distances)
         if 0 in graph.boundaries.dimensions:
             weights = weights * periodic_atoms(graph)[graph.centers].to(weights.dtype)
@@ -95,8 +100,13 @@ class CoulombSum(torch.nn.Module):
         return torch.zeros_like(charges).index_add(0, graph.centers, products)
 
     def self_and_background(self, charges: torch.Tensor, graph: Graph) -> torch.Tensor:
-        """To be subtracted: the potential of each Gaussian at its own centre and of the background
-        that neutralises the cell."""
+        """The potential of each Gaussian at its own centre and of the background that neutralises
+        the cell.
+
+        :param charges: ``[atoms, channels]``, e
+        :param graph: of the batch
+        :return: to be subtracted, ``[atoms, channels]``, zero for isolated structures, e/Å
+        """
         if 0 in graph.boundaries.dimensions:
             charges = charges * periodic_atoms(graph).unsqueeze(-1).to(charges.dtype)
         volumes = graph.boundaries.volumes.unsqueeze(-1)
@@ -106,7 +116,12 @@ class CoulombSum(torch.nn.Module):
         return charges * self.potential.self_contribution() + background[graph.system_index]
 
     def slabs(self, charges: torch.Tensor, graph: Graph) -> torch.Tensor:
-        """What turns stacks of slabs into single ones, zero for other structures."""
+        """What turns stacks of slabs into single ones, see :mod:`.slab`.
+
+        :param charges: ``[atoms, channels]``, e
+        :param graph: of the batch
+        :return: potentials ``[atoms, channels]``, zero for other structures, e/Å
+        """
         boundaries, index = graph.boundaries, graph.system_index
         z = (graph.positions * boundaries.normals[index]).sum(dim=-1, keepdim=True)
         # only differences of z enter: a central origin avoids cancellation, and needs no derivative
@@ -122,5 +137,8 @@ class CoulombSum(torch.nn.Module):
 
 
 def periodic_atoms(graph: Graph) -> torch.Tensor:
-    """Atoms of structures that are not isolated ``[atoms]``."""
+    """
+    :param graph: of the batch
+    :return: whether each atom's structure is a slab or periodic ``[atoms]``
+    """
     return graph.pbc.any(dim=1)[graph.system_index]

@@ -16,7 +16,10 @@ DIPOLE_MOMENT = "mtt::dipole_moment"
 
 
 def is_atomic_charge(target: TargetInfo) -> bool:
-    """Whether a target can be the charges of atoms: one scalar per atom, in e or without unit."""
+    """
+    :param target: description of a target
+    :return: whether it can be the charges of atoms: one scalar per atom, in e or without unit
+    """
     return (
         target.is_scalar
         and target.sample_kind == "atom"
@@ -27,8 +30,13 @@ def is_atomic_charge(target: TargetInfo) -> bool:
 
 
 def is_energy(name: str, target: TargetInfo) -> bool:
-    """Whether the energy of the charges belongs to a target. metatrain gives the quantity energy to
-    every target whose options name none; the unit tells."""
+    """
+    metatrain gives the quantity energy to every target whose options name none; the unit tells.
+
+    :param name: of the target
+    :param target: its description
+    :return: whether the energy of the charges belongs to it
+    """
     if not target.is_scalar or target.quantity != "energy":
         return False
     if name.split("/")[0] == "energy":

@@ -70,7 +70,11 @@ def choose_solver(interactions: Interactions, solver: Solver) -> tuple[list[int]
 
 
 def limits_of(solver: Solver, like: torch.Tensor) -> Limits:
-    """Tolerance for the floating-point type of a tensor, and the number of iterations."""
+    """
+    :param solver: how to solve
+    :param like: any tensor of the floating-point type
+    :return: when the iterations stop
+    """
     tolerance = solver.tolerance
     if tolerance == 0.0:
         tolerance = 1e-10 if like.dtype == torch.float64 else 1e-5

@@ -65,7 +65,14 @@ def isolated_product(operator: ChargeOperator, v: torch.Tensor) -> torch.Tensor:
 def row_product(
     r: torch.Tensor, variances: torch.Tensor, v: torch.Tensor, start: int, stop: int
 ) -> torch.Tensor:
-    """Rows ``start`` to ``stop`` of C v."""
+    """
+    :param r: positions ``[1, atoms, 3]``, Å
+    :param variances: squares of the widths ``[1, atoms]``, Å²
+    :param v: ``[atoms]``
+    :param start: first row
+    :param stop: the row after the last one
+    :return: these rows of C v ``[rows]``
+    """
     return isolated_rows(r[:, start:stop], r, variances[:, start:stop], variances)[0] @ v
 
 
@@ -226,7 +233,10 @@ def periodic_operator(interactions: Interactions, structure: int) -> ChargeOpera
 
 
 def detached_crystal(crystal: Crystal) -> Crystal:
-    """The same structure without derivatives."""
+    """
+    :param crystal: a structure
+    :return: the same without derivatives
+    """
     return Crystal(
         positions=crystal.positions.detach(),
         species=crystal.species,
@@ -237,7 +247,10 @@ def detached_crystal(crystal: Crystal) -> Crystal:
 
 
 def detached(operator: ChargeOperator) -> ChargeOperator:
-    """The same operator without derivatives."""
+    """
+    :param operator: A
+    :return: the same without derivatives
+    """
     mesh = operator.mesh
     atoms = Stencil(index=mesh.atoms.index, weights=mesh.atoms.weights.detach())
     return ChargeOperator(
