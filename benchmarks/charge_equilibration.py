@@ -32,8 +32,9 @@ from metatrain_lorem.electrostatics.equilibration import iterative
 from metatrain_lorem.electrostatics.equilibration.gaussians import Interactions
 from metatrain_lorem.electrostatics.equilibration.iterative import Limits, solve_iteratively
 from metatrain_lorem.electrostatics.equilibration.operator import periodic_operator
-from metatrain_lorem.graph import Batch, GraphBuilder
+from metatrain_lorem.graph import GraphBuilder
 from metatrain_lorem.model import Lorem
+from metatrain_lorem.systems import Batch
 
 TOLERANCES = (1e-4, 1e-6, 1e-8)
 
@@ -96,8 +97,7 @@ def iterations(repeats: list[int], hardness: float) -> None:
         with torch.no_grad():
             operator = periodic_operator(rocksalt_interactions(atoms, hardness), 0)
             diagonal = operator._replace(
-                inverse_diagonal=operator.jacobi,
-                coarse=operator.coarse._replace(filters=0.0 * operator.coarse.filters),
+                preconditioner=operator.preconditioner._replace(kerker=False)
             )
             counts = []
             for preconditioned in (operator, diagonal) if len(atoms) < 10000 else (operator,):

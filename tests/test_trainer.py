@@ -111,7 +111,7 @@ def test_best_model_is_kept(small, tmp_path):
     """With a learning rate that destroys the model, the first epoch is the best."""
     dataset, info = small.read(small.file)
     model = small.new_model(info)
-    hypers = {"optimizer": "adamw", "learning_rate": 5.0, "best_model_metric": "loss"}
+    hypers = {"optimizer": "adamw", "learning_rate": 1.0, "best_model_metric": "loss"}
     trainer = small.new_trainer(num_epochs=3, **hypers)
     small.fit(trainer, model, dataset, dataset, tmp_path)
     trainer.save_checkpoint(model, tmp_path / "model.ckpt")

@@ -32,12 +32,13 @@ from .blocks.long_range import LongRange
 from .blocks.short_range import ShortRange
 from .documentation import ModelHypers, check_hypers
 from .electrostatics.boundaries import Vacuum
-from .graph import Graph, GraphBuilder, total_charges
+from .graph import Graph, GraphBuilder
 from .heads.charges import unscaled_targets
 from .heads.readout import Features, Readout
 from .nn.mlp import MLP
 from .nn.tensor_dense import TensorProduct
 from .outputs import add_baseline, add_response, baseline_models, collect, relabeled
+from .systems import total_charges
 
 
 class Lorem(ModelInterface[ModelHypers]):
@@ -239,17 +240,17 @@ class Lorem(ModelInterface[ModelHypers]):
     ) -> Dict[str, TensorMap]:
         """Multiply by the scales of the targets and add their baselines."""
         if "charge" not in results or self.charge_equilibration is not None:
-            return self._with_baselines(systems, outputs, results, selected_atoms)
+            return self.scaled_with_baselines(systems, outputs, results, selected_atoms)
         # a prediction for atomic charges, scales of older versions included
         name = self.readout.atomic_charge
         kind = {name: outputs["charge"]}
         charge = {name: results.pop("charge")}
-        results = self._with_baselines(systems, outputs, results, selected_atoms)
-        charge = self._with_baselines(systems, kind, charge, selected_atoms)
+        results = self.scaled_with_baselines(systems, outputs, results, selected_atoms)
+        charge = self.scaled_with_baselines(systems, kind, charge, selected_atoms)
         results["charge"] = relabeled(charge[name], "charge")
         return results
 
-    def _with_baselines(
+    def scaled_with_baselines(
         self,
         systems: List[System],
         outputs: Dict[str, ModelOutput],

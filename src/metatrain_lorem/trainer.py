@@ -13,6 +13,7 @@ from metatrain.utils.data import get_num_workers, validate_num_workers
 from metatrain.utils.metrics import get_selected_metric
 from torch.utils.data import Dataset
 
+from .checkpoints import upgrade
 from .training.batches import BatchSize, TrainingBatches, ValidationBatches, build_collate
 from .training.checkpoint_files import write_checkpoint
 from .training.datasets import (
@@ -335,13 +336,7 @@ class Trainer(TrainerInterface[TrainerHypers]):
         :return: the same, in the current version
         :raises RuntimeError: for versions that this one does not know
         """
-        if checkpoint["trainer_ckpt_version"] != cls.__checkpoint_version__:
-            raise RuntimeError(
-                "Unable to upgrade the checkpoint: the checkpoint is using trainer version "
-                f"{checkpoint['trainer_ckpt_version']}, while the current trainer version is "
-                f"{cls.__checkpoint_version__}."
-            )
-        return checkpoint
+        return upgrade(checkpoint, "trainer", cls.__checkpoint_version__)
 
 
 def _check_data(

@@ -32,8 +32,10 @@ def forces(model, frame, dtype=torch.float64):
 @pytest.mark.parametrize("dtype, largest", [(torch.float32, 2e-4), (torch.float64, 1e-11)])
 @pytest.mark.parametrize("name", CRYSTALS)
 def test_no_forces_in_crystals(name, dtype, largest):
-    """In any orientation; relative to those of atoms moved by 0.1 Å. In single precision what is left
-    comes from the positions, which are rounded by 5e-7 Å. LOREM's own norms left forces of any size.
+    """In any orientation; relative to those of atoms moved by 0.1 Å.
+
+    In single precision what is left comes from the positions, which are rounded by 5e-7 Å. LOREM's
+    own norms left forces of any size.
     """
     rng = np.random.default_rng(1)
     crystal = CRYSTALS[name].copy()

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from ase.neighborlist import neighbor_list
 
-from metatrain_lorem import graph
+from metatrain_lorem import graph, systems
 from metatrain_lorem.electrostatics import boundaries
 
 
@@ -52,7 +52,7 @@ class Batch:
             species = torch.zeros_like(self.system_index)
         if total_charge is None:
             total_charge = torch.zeros_like(cells[:, 0, 0])
-        data = graph.Batch(
+        data = systems.Batch(
             positions=positions,
             types=species + 1,
             cells=cells,

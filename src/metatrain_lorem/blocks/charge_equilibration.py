@@ -22,7 +22,8 @@ COULOMB_CONSTANT = 14.399645
 """1 / (4 pi epsilon_0) in eV Å / e²."""
 
 LEAST_HARDNESS = 0.2
-"""Lower bound of the hardness, 1/Å: softer ones need many more iterations."""
+"""Lower bound of the hardness, 1/Å: softer ones need many more iterations. It is not stored in
+checkpoints: another bound changes trained models and needs an upgrade of theirs."""
 
 INITIAL_HARDNESS = 1.0
 """Hardness of all species at the start of training, 1/Å (14.4 eV/e²)."""

@@ -88,7 +88,8 @@ def charge_outputs(dataset_info: DatasetInfo, equilibrate: bool) -> dict[str, Mo
     """
     :param dataset_info: targets of the model
     :param equilibrate: whether it has charge equilibration
-    :return: outputs besides the targets: ``charge``, and what charges follow from
+    :return: outputs besides the targets: ``charge``, and what charges follow from; their values are
+        filled in by the readout
     """
     outputs: dict[str, ModelOutput] = {}
     target = dataset_info.targets.get(ATOMIC_CHARGE)

@@ -11,6 +11,15 @@ CUTOFF_FUNCTIONS = ("cosine", "smooth")
 RADIAL_BASES = ("bernstein", "bessel")
 
 
+def cosine_cutoff(u: torch.Tensor) -> torch.Tensor:
+    """
+    :param u: distances over the cutoff, at most 1, any shape
+    :return: half a period of a cosine, from one to zero; the other function is
+        :func:`.safe.smooth_cutoff`
+    """
+    return 0.5 * (1.0 + torch.cos(torch.pi * u))
+
+
 class RadialBasis(torch.nn.Module):
     r"""Radial functions :math:`B_n(r) f_c(r)` of the pair distances.
 
@@ -65,7 +74,7 @@ class RadialBasis(torch.nn.Module):
         u = (distances / self.cutoff).clamp(max=1.0).unsqueeze(-1)
         powers = self.powers.to(distances.dtype)
         if self.cutoff_function == "cosine":
-            cutoffs = 0.5 * (1.0 + torch.cos(torch.pi * u))
+            cutoffs = cosine_cutoff(u)
         else:
             cutoffs = smooth_cutoff(u)
         if self.radial_basis == "bessel":

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from .operator import ChargeOperator, detached, precondition, product
+from .operator import ChargeOperator, detached, product
+from .preconditioner import precondition
 
 
 class Limits(NamedTuple):
@@ -60,7 +61,7 @@ def solve_iteratively(
     q = uniform
     r = -without_mean(b + product(operator, q))
     kerker = True
-    preconditioned_ones = precondition(operator, ones, kerker)
+    preconditioned_ones = precondition(operator.preconditioner, ones, kerker)
     p = torch.zeros_like(b)
     rz = torch.ones_like(scale)
     # a GPU would wait at every look at the residual
@@ -76,7 +77,7 @@ def solve_iteratively(
                 "raise charge_equilibration.max_iterations or charge_equilibration.tolerance, or "
                 "set charge_equilibration.solver to dense"
             )
-        z = precondition(operator, r, kerker)
+        z = precondition(operator.preconditioner, r, kerker)
         z = z - preconditioned_ones * (z.sum() / preconditioned_ones.sum())
         new_rz = torch.dot(r, z)
         p = z + p * (new_rz / rz)
@@ -94,7 +95,7 @@ def solve_iteratively(
             residual = look[0]
             if kerker and not look[1] > 0.0 and not residual <= limits.tolerance:
                 kerker = False
-                preconditioned_ones = precondition(operator, ones, kerker)
+                preconditioned_ones = precondition(operator.preconditioner, ones, kerker)
                 p = torch.zeros_like(b)
                 rz = torch.ones_like(scale)
     return q

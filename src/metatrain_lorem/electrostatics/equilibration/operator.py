@@ -14,28 +14,19 @@ from ...indexing import recomputed
 from ..mesh import Stencil
 from ..slab import slab_bracket, slab_factors, slab_moments
 from .gaussians import Interactions, isolated_rows, pair_variances, self_weights
-from .species_mesh import (
-    Crystal,
-    SpeciesMesh,
-    from_mesh,
-    kerker_mesh,
-    mesh_product,
-    on_mesh,
-    species_mesh,
-)
+from .preconditioner import Preconditioner, diagonal_preconditioner, kerker_preconditioner
+from .species_mesh import Crystal, SpeciesMesh, mesh_product, no_mesh, species_mesh
 
 
 class ChargeOperator(NamedTuple):
-    """All that a product with A, and with its preconditioner, takes."""
+    """All that a product with A takes, and its preconditioner."""
 
     periodic: bool
     diagonal: torch.Tensor  # [atoms] hardness and the self term
     pairs: torch.Tensor  # [2, pairs]
     pair_weights: torch.Tensor  # [pairs] what they interact more than on the mesh
     mesh: SpeciesMesh  # of A
-    coarse: SpeciesMesh  # of the preconditioner
-    inverse_diagonal: torch.Tensor  # [atoms] of the preconditioner
-    jacobi: torch.Tensor  # [atoms] inverse of the diagonal of A
+    preconditioner: Preconditioner
     slab_factor: torch.Tensor  # see ``slab_factors``
     slab_z: torch.Tensor  # [atoms] heights
     slab_shift: torch.Tensor  # [atoms] see ``slab``
@@ -95,33 +86,6 @@ def product(operator: ChargeOperator, v: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def precondition(operator: ChargeOperator, v: torch.Tensor, kerker: bool) -> torch.Tensor:
-    r"""
-    Approximate inverse of A.
-
-    At long wavelengths C is :math:`U^H g U`, with :math:`U_{ki} = e^{i k r_i - \gamma_i^2 k^2 / 2}`
-    and :math:`g_k = 4\pi / \Omega k^2`; there structures are nearly uniform and different k do not
-    mix. Woodbury's formula then gives Kerker's preconditioner (Phys. Rev. B 23, 3082 (1981)):
-
-    .. math:: B = D^{-1} - D^{-1} U^H W U D^{-1} , \quad
-        W_k = \frac{g_k}{1 + g_k \sum_i |U_{ki}|^2 / D_i}
-
-    with D the diagonal of A less that of :math:`U^H g U`.
-
-    :param operator: A
-    :param v: ``[atoms]``
-    :param kerker: false for the inverse of the diagonal of A
-    :return: B v ``[atoms]``
-    """
-    if not (operator.periodic and kerker):
-        return operator.jacobi * v
-    v = operator.inverse_diagonal * v
-    factors = operator.coarse.filters[0].unsqueeze(-1)
-    waves = (factors * on_mesh(operator.coarse, v)).sum(dim=0, keepdim=True)
-    screening = from_mesh(operator.coarse, factors * waves)
-    return v - operator.inverse_diagonal * screening
-
-
 def charge_operator(interactions: Interactions, structure: int) -> ChargeOperator:
     """
     :param interactions: of the batch
@@ -143,18 +107,14 @@ def isolated_operator(interactions: Interactions, structure: int) -> ChargeOpera
     begin, end = graph.boundaries.first[structure], graph.boundaries.first[structure + 1]
     species = graph.species[begin:end]
     hardness, variances = interactions.hardness[species], interactions.variances[species]
-    inverse = (1.0 / (hardness + torch.rsqrt(math.pi * variances))).detach()
-    none, no_index = variances[:0], species[:0]
-    no_mesh = SpeciesMesh(atoms=Stencil(index=no_index, weights=none), filters=none, shape=[0])
+    none = variances[:0]
     return ChargeOperator(
         periodic=False,
         diagonal=hardness,
-        pairs=no_index.view(2, 0),
+        pairs=species[:0].view(2, 0),
         pair_weights=none,
-        mesh=no_mesh,
-        coarse=no_mesh,
-        inverse_diagonal=inverse,
-        jacobi=inverse,
+        mesh=no_mesh(variances),
+        preconditioner=diagonal_preconditioner(hardness + torch.rsqrt(math.pi * variances)),
         slab_factor=none,
         slab_z=none,
         slab_shift=none,
@@ -201,7 +161,7 @@ def periodic_operator(interactions: Interactions, structure: int) -> ChargeOpera
     wide, excess = pair_variances(variances, parameters.smearing)
     mesh = species_mesh(crystal, wide, excess, parameters.mesh_spacing, parameters.spline_order)
     diagonal = hardness + torch.rsqrt(math.pi * variances)
-    coarse, inverse = kerker_mesh(
+    preconditioner = kerker_preconditioner(
         detached_crystal(crystal),
         variances.detach(),
         hardness.detach(),
@@ -220,9 +180,7 @@ def periodic_operator(interactions: Interactions, structure: int) -> ChargeOpera
         pairs=pairs,
         pair_weights=pair_weights,
         mesh=mesh,
-        coarse=coarse,
-        inverse_diagonal=inverse[local],
-        jacobi=(1.0 / diagonal)[local].detach(),
+        preconditioner=preconditioner,
         slab_factor=slab_factors(boundaries.heights[structure], boundaries.volumes[structure]),
         slab_z=slab_z,
         slab_shift=slab_shift,
@@ -259,9 +217,7 @@ def detached(operator: ChargeOperator) -> ChargeOperator:
         pairs=operator.pairs,
         pair_weights=operator.pair_weights.detach(),
         mesh=SpeciesMesh(atoms=atoms, filters=mesh.filters.detach(), shape=mesh.shape),
-        coarse=operator.coarse,
-        inverse_diagonal=operator.inverse_diagonal,
-        jacobi=operator.jacobi,
+        preconditioner=operator.preconditioner,
         slab_factor=operator.slab_factor.detach(),
         slab_z=operator.slab_z.detach(),
         slab_shift=operator.slab_shift.detach(),

@@ -7,7 +7,6 @@ import torch
 
 from ..mesh import (
     Stencil,
-    axis_product,
     gather,
     mesh_shape,
     mesh_waves,
@@ -15,14 +14,6 @@ from ..mesh import (
     spread,
     stencil,
 )
-
-
-class Coarse(NamedTuple):
-    """Mesh of the preconditioner; TorchScript takes no numbers of a module, but defaults."""
-
-    largest_k: float = 1.0  # 1/Å, below the first peak of structure factors
-    spacing: float = 1.5  # Å: it has to hold the largest k, not to be accurate
-    order: int = 4  # of the splines
 
 
 class Crystal(NamedTuple):
@@ -42,6 +33,16 @@ class SpeciesMesh(NamedTuple):
     # from species to species, or [1, species, ...] where each is the product of two factors
     filters: torch.Tensor  # [species, species, *half of the shape]
     shape: list[int]  # mesh points along the cell vectors
+
+
+def no_mesh(like: torch.Tensor) -> SpeciesMesh:
+    """
+    :param like: any floating-point tensor
+    :return: nothing, for isolated structures
+    """
+    none = like.flatten()[:0]
+    atoms = Stencil(index=none.to(torch.long), weights=none)
+    return SpeciesMesh(atoms=atoms, filters=none, shape=[0])
 
 
 def species_stencil(crystal: Crystal, shape: list[int], order: int) -> Stencil:
@@ -132,54 +133,3 @@ def mesh_product(mesh: SpeciesMesh, v: torch.Tensor) -> torch.Tensor:
             potential = torch.addcmul(potential, mesh.filters[i, j].unsqueeze(-1), waves[j])
         potentials.append(potential)
     return from_mesh(mesh, torch.stack(potentials))
-
-
-def kerker_mesh(
-    crystal: Crystal,
-    variances: torch.Tensor,
-    hardness: torch.Tensor,
-    diagonal: torch.Tensor,
-    angstrom: float,
-) -> tuple[SpeciesMesh, torch.Tensor]:
-    """
-    Mesh and diagonal of the preconditioner.
-
-    The root of W goes into the factors of the species on the mesh, so that B stays symmetric.
-
-    :param crystal: the structure
-    :param variances: squared widths of its species ``[species]``, Å²
-    :param hardness: of the species ``[species]``, 1/Å
-    :param diagonal: diagonal of A of the species ``[species]``, 1/Å
-    :param angstrom: one Å in the unit of length that is used in fact
-    :return: the mesh; the inverse of D of the species ``[species]``
-    """
-    coarse = Coarse()
-    shape = mesh_shape(crystal.lengths, coarse.spacing * angstrom)
-    waves = mesh_waves(crystal.cell, shape, True)
-    k_squared = waves.k_squared
-    inside = (k_squared < (coarse.largest_k / angstrom) ** 2).to(k_squared.dtype)
-    # a real transform leaves out -k
-    multiplicity = torch.where(waves.z > 0, 2.0, 1.0).to(k_squared.dtype) * inside
-    g = 4.0 * math.pi / (k_squared * crystal.volume) * inside
-    gaussians: list[torch.Tensor] = []
-    d: list[torch.Tensor] = []
-    strength = torch.zeros_like(g)
-    for s in range(variances.size(0)):
-        gaussian = torch.exp(-0.5 * variances[s] * k_squared)
-        long_range = (multiplicity * g * gaussian * gaussian).sum()
-        rest = torch.maximum(diagonal[s] - long_range, 0.3 * hardness[s])
-        strength = strength + (crystal.species == s).sum() / rest * gaussian * gaussian
-        gaussians.append(gaussian)
-        d.append(rest)
-    splines = axis_product(
-        torch.sinc(waves.x / shape[0]),
-        torch.sinc(waves.y / shape[1]),
-        torch.sinc(waves.z / shape[2]),
-    )
-    root = torch.sqrt(g / (1.0 + g * strength)) / splines**coarse.order
-    mesh = SpeciesMesh(
-        atoms=species_stencil(crystal, shape, coarse.order),
-        filters=(torch.stack(gaussians) * root).unsqueeze(0),
-        shape=shape,
-    )
-    return mesh, 1.0 / torch.stack(d)
