@@ -9,7 +9,8 @@ import subprocess
 import sys
 
 import pytest
-from metatrain_lorem.lammps import build
+
+from metatrain_lorem.engines.lammps import build
 
 KEYWORDS = [
     ("short-range", "devise cpu", "unknown keyword devise; this style knows device"),
@@ -23,11 +24,13 @@ KEYWORDS = [
     ("short-range", "variant pbe", "pbe"),
 ]
 COMMANDS = [
-    ("pair_coeff * * 1 6 7", "one atomic number for each of the 4 atom types"),
+    ("pair_coeff * * 1 6 7", "one atomic number or element for each of the 4 atom types"),
     ("pair_coeff 1 1 1 6 7 8", "must start with * *"),
-    ("pair_coeff * * 1 6 7 O", "O is no atomic number (LAMMPS type 4)"),
+    ("pair_coeff * * 1 6 7 Ox", "Ox is neither an atomic number nor the symbol of an element"),
+    ("pair_coeff * * 1 6 7 F", "does not know atomic type F (LAMMPS type 4), only 1 6 7 8"),
     ("pair_coeff * * 1 6 7 9", "does not know atomic type 9 (LAMMPS type 4), only 1 6 7 8"),
     ("neigh_modify exclude type 1 1\nrun 0", "remove neigh_modify exclude"),
+    ("fix mc all gcmc 1 1 1 4 7 300 -2 0.1\nrun 0", "trial move (fix gcmc"),
     (
         "compute s all stress/atom NULL\ndump d all custom 1 d.dump c_s[1]\nrun 0",
         "no stress per atom",

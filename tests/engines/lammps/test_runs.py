@@ -42,6 +42,30 @@ def test_units_real(lammps, tmp_path):
     assert abs(columns[:, 3]).max() > 0.1
 
 
+def test_elements_instead_of_numbers(lammps, tmp_path):
+    energies = []
+    for text in ("1 6 7 8", "H C N O"):
+        script = lammps.header(tmp_path, lammps.frames.bulk(), lammps.model_file("short-range"))
+        script = script.replace("* * 1 6 7 8", f"* * {text}") + lammps.record()
+        energies.append(lammps.read_thermo(lammps.run(tmp_path, script + "run 0"))["PotEng"][0])
+    assert energies[0] == energies[1] != 0.0
+
+
+def test_field(lammps, tmp_path):
+    """It acts on column q of LAMMPS's atoms, which is 0 here, and not on the model's charges."""
+    script = lammps.header(tmp_path, lammps.frames.bulk(), lammps.model_file("short-range"))
+    script = script.replace("read_data", "atom_style charge\nread_data")
+    lines = (tmp_path / "structure.data").read_text().splitlines()
+    begin = lines.index("Atoms # atomic") + 2
+    lines[begin - 2] = "Atoms # charge"
+    for i in range(begin, len(lines)):
+        number, kind, *position = lines[i].split()
+        lines[i] = " ".join([number, kind, "0.0", *position])
+    (tmp_path / "structure.data").write_text("\n".join(lines) + "\n")
+    output = lammps.run(tmp_path, script + "fix field all efield 0.0 0.0 0.1\nrun 0")
+    assert output.count("the model does not feel the field") == 1
+
+
 @pytest.mark.slow
 def test_constant_pressure(lammps, tmp_path):
     """Frames of a run in which the box changes are those of ASE."""

@@ -53,6 +53,7 @@ class PairMetatomic : public Pair {
     std::vector<std::array<int, 3>> shift;   // its displacement in cell vectors
   };
 
+  void check_exclusions() const;
   Geometry geometry() const;
   Structure structure(const Geometry &geometry) const;
   Pairs pairs(const ExportedModel::NeighborList &wanted, const Geometry &geometry) const;
@@ -169,12 +170,24 @@ void PairMetatomic::settings(int narg, char **arg)
   if (allocated) std::fill_n(&setflag[0][0], (atom->ntypes + 1) * (atom->ntypes + 1), 0);
 }
 
+// Atomic number of an element, 0 if there is none of this symbol.
+static int atomic_number(const std::string &symbol)
+{
+  static const std::vector<std::string> symbols = utils::split_words(
+      "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se "
+      "Br Kr Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb "
+      "Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm "
+      "Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og");
+  const auto found = std::find(symbols.begin(), symbols.end(), symbol);
+  return found == symbols.end() ? 0 : 1 + std::distance(symbols.begin(), found);
+}
+
 void PairMetatomic::coeff(int narg, char **arg)
 {
   const int ntypes = atom->ntypes;
   if (narg != 2 + ntypes || std::strcmp(arg[0], "*") != 0 || std::strcmp(arg[1], "*") != 0)
-    error->all(FLERR, "pair_coeff of metatomic is * * and one atomic number for each of the {} "
-                      "atom types", ntypes);
+    error->all(FLERR, "pair_coeff of metatomic is * * and one atomic number or element for each of "
+                      "the {} atom types", ntypes);
   if (!allocated) {
     allocated = 1;
     memory->create(setflag, ntypes + 1, ntypes + 1, "pair:setflag");
@@ -186,9 +199,13 @@ void PairMetatomic::coeff(int narg, char **arg)
   std::string all_known;
   for (auto type : known) all_known += " " + std::to_string(type);
   for (int type = 1; type <= ntypes; type++) {
-    if (!utils::is_integer(arg[1 + type]))
-      error->all(FLERR, "pair_coeff: {} is no atomic number (LAMMPS type {})", arg[1 + type], type);
-    model_type[type] = utils::inumeric(FLERR, arg[1 + type], false, lmp);
+    if (utils::is_integer(arg[1 + type]))
+      model_type[type] = utils::inumeric(FLERR, arg[1 + type], false, lmp);
+    else
+      model_type[type] = atomic_number(arg[1 + type]);
+    if (model_type[type] == 0 && std::strcmp(arg[1 + type], "0") != 0)
+      error->all(FLERR, "pair_coeff: {} is neither an atomic number nor the symbol of an element "
+                        "(LAMMPS type {})", arg[1 + type], type);
     if (std::find(known.begin(), known.end(), model_type[type]) == known.end())
       error->all(FLERR, "pair_coeff: the model {} does not know atomic type {} (LAMMPS type {}), "
                         "only{}", path, arg[1 + type], type, all_known);
@@ -197,17 +214,28 @@ void PairMetatomic::coeff(int narg, char **arg)
     for (int j = 1; j <= ntypes; j++) setflag[i][j] = 1;
 }
 
+// A pair that is missing while its atoms are there makes wrong energies.
+void PairMetatomic::check_exclusions() const
+{
+  if (neighbor->nex_type || neighbor->nex_group || neighbor->nex_mol || neighbor->includegroup)
+    error->all(FLERR, "pair_style metatomic needs the neighbors of all atoms: remove neigh_modify "
+                      "exclude and include, and fixes that exclude the atoms of a trial move "
+                      "(fix gcmc, fix widom)");
+}
+
 void PairMetatomic::init_style()
 {
   if (domain->dimension != 3) error->all(FLERR, "pair_style metatomic needs dimension 3");
   if (!atom->tag_enable) error->all(FLERR, "pair_style metatomic needs atom IDs (atom_modify id yes)");
-  if (neighbor->nex_type || neighbor->nex_group || neighbor->nex_mol || neighbor->includegroup)
-    error->all(FLERR, "pair_style metatomic needs the neighbors of all atoms: remove "
-                      "neigh_modify exclude and include");
+  check_exclusions();
   for (int k = 1; k < 4; k++)
     if (atom->nbonds > 0 && force->special_lj[k] == 0.0 && force->special_coul[k] == 0.0)
       error->all(FLERR, "pair_style metatomic needs the neighbors that bonds take away: "
                         "special_bonds lj/coul 1 1 1");
+  if (comm->me == 0 && !modify->get_fix_by_style("^efield").empty())
+    error->warning(FLERR, "fix efield acts on the charges q of LAMMPS's atoms, which pair_style "
+                          "metatomic neither reads nor sets, not on the charges of the model: the "
+                          "model does not feel the field");
   warned = false;
   int flags = NeighConst::REQ_FULL;
   ghostneigh = 0;
@@ -231,7 +259,7 @@ void PairMetatomic::init_style()
 
 double PairMetatomic::init_one(int i, int j)
 {
-  if (setflag[i][j] == 0) error->all(FLERR, "pair_coeff of metatomic is not set: pair_coeff * * Z1 Z2 …");
+  if (setflag[i][j] == 0) error->all(FLERR, "pair_coeff of metatomic is not set: pair_coeff * * Na Cl …");
   cutghost[i][j] = cutghost[j][i] = cutoff;
   return cutoff;
 }
@@ -320,6 +348,7 @@ void PairMetatomic::compute(int eflag, int vflag)
                             "of each step, not of the structure it ends with. For these define the "
                             "fix after it, and use run 0");
   }
+  check_exclusions();    // once more: fixes make exclusions in their init, which comes later
   charges.clear();
   if (atom->nlocal == 0) return;
 
