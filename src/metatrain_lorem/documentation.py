@@ -157,6 +157,10 @@ def check_hypers(hypers: ModelHypers) -> None:
     :param hypers: of a model
     :raises ValueError: naming the hyper and its value
     """
+    if not 0.0 < hypers["cutoff"] < float("inf"):
+        raise ValueError(
+            f"architecture.model.cutoff: {hypers['cutoff']} is not a positive, finite distance"
+        )
     for key in ("num_features", "num_spherical_features", "num_species_features", "num_radial"):
         if hypers[key] < 1:
             raise ValueError(f"architecture.model.{key}: {hypers[key]} is not a positive number")

@@ -4,7 +4,6 @@ model."""
 import argparse
 import logging
 import math
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     parser.description = (
         "Write a checkpoint whose exported model has one total charge for all "
-        "structures. It runs in engines that give a model no total charge."
+        "structures. It runs in engines that give a model no total charge. The checkpoint may be a "
+        "stranger's: no code in it is run. `mtt export` and `mtt train` run any code that a "
+        "checkpoint holds, so give them only those whose source you trust."
     )
     parser.add_argument("checkpoint", help="checkpoint of a model that was trained (.ckpt)")
     parser.add_argument("--total-charge", type=float, required=True, help="in e")
@@ -73,17 +74,13 @@ def set_charge(checkpoint_path: str | Path, total_charge: float, output_path: st
 
 def _load(path: Path) -> dict[str, Any]:
     """The checkpoint in a file, in the current version."""
-    import torch
-
     from ..model import Lorem
+    from ..training.checkpoint_files import read_checkpoint
 
     if path.suffix == ".pt":
         raise ValueError(f"{path} is an exported model; give the checkpoint (.ckpt) it came from")
-    try:
-        checkpoint = torch.load(path, weights_only=False, map_location="cpu")
-        name = checkpoint["architecture_name"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a checkpoint (.ckpt) of metatrain: {error}") from error
+    checkpoint = read_checkpoint(path)
+    name = checkpoint["architecture_name"]
     if name != "lorem":
         raise ValueError(f"{path} is a checkpoint of {name}, not of lorem")
     try:

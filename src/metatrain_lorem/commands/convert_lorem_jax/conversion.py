@@ -1,6 +1,7 @@
 """Import of lorem-jax checkpoints (Flax parameters in a msgpack file)."""
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import numpy as np
 import torch
 import yaml
 from metatrain.composition import CompositionModel
-from metatrain.utils.architectures import get_default_hypers
+from metatrain.utils.architectures import check_architecture_options, get_default_hypers
 from metatrain.utils.data import DatasetInfo
 from metatrain.utils.data.target_info import get_energy_target_info
 from metatrain.utils.hypers import init_with_defaults
+from metatrain.utils.pydantic import MetatrainArchitectureValidationError
 
 from ...blocks.long_range import LongRange
-from ...documentation import LongRangeHypers, ModelHypers
+from ...documentation import LongRangeHypers, ModelHypers, check_hypers
 from ...model import Lorem
 from ...nn.density import RadialMixing
 from ...nn.message_passing import MessagePassing
@@ -51,8 +53,8 @@ def convert(folder: str | Path, output: str | Path, full_isolated_potentials: bo
         without the factor ½ (those of the LOREM paper): the factor 2 is put into the weights, and
         the result is meant for isolated structures only
     :raises FileNotFoundError: where a file is missing
-    :raises ValueError: for other models, settings unknown here, and weights that are missing, left
-        over or of another shape
+    :raises ValueError: for other models, settings unknown here, weights that are missing, left over
+        or of another shape, and numbers that are none
     """
     folder = _model_folder(Path(folder))
     hypers = read_hypers(folder / "model.yaml")
@@ -98,7 +100,7 @@ def read_hypers(path: Path) -> ModelHypers:
     :return: the model hypers it stands for
     :raises ValueError: for other models and unknown settings
     """
-    settings = yaml.safe_load(path.read_text())
+    settings = _read_yaml(path)
     if not isinstance(settings, dict) or len(settings) != 1:
         raise ValueError(f"{path} should hold one model, with its settings below its name")
     name, values = next(iter(settings.items()))
@@ -106,7 +108,9 @@ def read_hypers(path: Path) -> ModelHypers:
         raise ValueError(f"{path}: models with Born charges ({name}) can't be imported yet")
     if name != ARCHITECTURE:
         raise ValueError(f"{path}: {name} is not {ARCHITECTURE}")
-    values = dict(values or {})
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: below {name} there should be settings, not {values!r}")
     hypers = init_with_defaults(ModelHypers)
     hypers["norms"] = "lorem-jax"
     for theirs, ours in NAMES.items():
@@ -129,6 +133,12 @@ def read_hypers(path: Path) -> ModelHypers:
         raise ValueError(f"{path}: models with inputs can't be imported")
     if values:
         raise ValueError(f"{path}: unknown settings {sorted(values)}")
+    try:
+        options = {**get_default_hypers("lorem"), "name": "lorem", "model": hypers}
+        check_architecture_options("lorem", options)
+        check_hypers(hypers)
+    except (MetatrainArchitectureValidationError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
     return hypers
 
 
@@ -136,11 +146,11 @@ def read_parameters(path: Path) -> dict[str, np.ndarray]:
     """
     :param path: of ``model.msgpack``
     :return: arrays by their Flax path, joined by ``/``
-    :raises ValueError: for a file that is not such a set of arrays
+    :raises ValueError: for a file that is not such a set of arrays, and for numbers that are none
     """
     try:
         tree = msgpack.unpackb(path.read_bytes(), ext_hook=_unpack_array, raw=False)
-    except (ValueError, msgpack.exceptions.UnpackException) as error:
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
         raise ValueError(f"{path} can't be read as msgpack: {error}") from error
     parameters: dict[str, np.ndarray] = {}
 
@@ -148,10 +158,14 @@ def read_parameters(path: Path) -> dict[str, np.ndarray]:
         for key, value in branch.items():
             if isinstance(value, dict):
                 flatten(value, f"{prefix}{key}/")
-            elif isinstance(value, np.ndarray):
-                parameters[f"{prefix}{key}"] = value
-            else:
+                continue
+            if not isinstance(value, np.ndarray):
                 raise ValueError(f"{path}: {prefix}{key} is not an array")
+            if value.dtype not in (np.float16, np.float32, np.float64):
+                raise ValueError(f"{path}: {prefix}{key} has the type {value.dtype}, not float")
+            if not np.isfinite(value).all():
+                raise ValueError(f"{path}: {prefix}{key} holds infinite values or NaN")
+            parameters[f"{prefix}{key}"] = value
 
     if not isinstance(tree, dict):
         raise ValueError(f"{path} does not hold a tree of parameters")
@@ -303,11 +317,27 @@ def _model_folder(folder: Path) -> Path:
     )
 
 
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path} can't be read as YAML: {error}") from error
+
+
 def _read_baseline(path: Path) -> dict[int, float]:
-    content = yaml.safe_load(path.read_text())
-    if not isinstance(content, dict) or list(content) != ["elemental"]:
+    content = _read_yaml(path)
+    if not isinstance(content, dict) or list(content) != ["elemental"] or not content["elemental"]:
         raise ValueError(f"{path} should hold energies per element below 'elemental'")
-    return {int(number): float(energy) for number, energy in content["elemental"].items()}
+    try:
+        baseline = {int(z): float(energy) for z, energy in content["elemental"].items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} should hold one energy per atomic number below 'elemental': {error}"
+        ) from error
+    for z, energy in baseline.items():
+        if not math.isfinite(energy):
+            raise ValueError(f"{path}: the energy of element {z} is {energy}")
+    return baseline
 
 
 def _unpack_array(code: int, data: bytes) -> np.ndarray:

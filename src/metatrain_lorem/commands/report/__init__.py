@@ -13,7 +13,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Print a table of errors (all, per element, per total charge) and write it as "
         "report.csv, with a parity plot parity.png."
     )
-    parser.add_argument("model", help="exported model (.pt) or checkpoint (.ckpt)")
+    parser.add_argument(
+        "model",
+        help="exported model (.pt) or checkpoint (.ckpt); of a source you trust: a checkpoint can "
+        "run any code",
+    )
     parser.add_argument(
         "test_set", help="structures with energies (eV) and forces (eV/Å), e.g. xyz"
     )
