@@ -74,8 +74,11 @@ def load(
     data = checkpoint["model_data"]
     model = model_class(data["model_hypers"], data["dataset_info"])
     if data.get("total_charge") is not None:
-        model.conditional = False
         model.total_charge = float(data["total_charge"])
+        # models that never knew another charge are neutral without having been told so
+        if model.conditional or model.total_charge != 0.0:
+            model.built_in_charge = f"{model.total_charge:+g}"
+        model.conditional = False
     model.to(state["short_range.embedding.weight"].dtype).load_state_dict(state)
     model.additive_models[0].sync_tensor_maps()
     model.scaler.sync_tensor_maps()

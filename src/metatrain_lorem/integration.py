@@ -7,11 +7,14 @@ so that other architectures' runs pay next to nothing.
 """
 
 import argparse
+import logging
 import os
 import sys
 import zlib
 from collections.abc import Callable
 from functools import cache
+
+from .inspection import built_in_charge, find_modules, other_charges
 
 _architecture: str | None = None
 """of the run of ``mtt train`` in this process, once metatrain has read its options"""
@@ -67,8 +70,9 @@ def tell_inputs_from_labels(eval_targets: Callable) -> Callable:
     """
 
     def evaluate(model, dataset, options, *args, **kwargs):
-        if not _contains_lorem(model):
+        if not find_modules(model, "Lorem"):
             return eval_targets(model, dataset, options, *args, **kwargs)
+        _warn_of_other_charges(model, dataset)
         from metatrain.cli import eval as evaluation
 
         collate = evaluation.CollateFn
@@ -127,12 +131,20 @@ def _architecture_on_command_line() -> str | None:
         return None  # metatrain will stumble over it, too, and say so
 
 
-def _contains_lorem(model) -> bool:
-    """Whether a model is one of ours, or has one inside as those of LLPR.
+def _warn_of_other_charges(model, dataset) -> None:
+    """Compare the total charges of a data set with the one that is built into a model.
 
-    :param model: a module of Python or, as in exported models, of TorchScript
+    :param model: of ours
+    :param dataset: structures, which have total charges if the options ask for them
     """
-    return any(
-        getattr(module, "original_name", type(module).__name__) == "Lorem"
-        for module in model.modules()
-    )
+    built_in = built_in_charge(model)
+    if built_in is None or len(dataset) == 0 or not hasattr(dataset[0], "charge"):
+        return
+    charges = [float(dataset[i].charge.block().values) for i in range(len(dataset))]
+    different = other_charges(charges, built_in)
+    if different:
+        logging.warning(
+            f"{len(different)} of {len(dataset)} structures have another total charge than "
+            f"{built_in:+g} e, which the model takes all of them to have; the first is structure "
+            f"{different[0]}, of {charges[different[0]]:+g} e"
+        )

@@ -38,7 +38,7 @@ from .heads.readout import Features, Readout
 from .nn.mlp import MLP
 from .nn.tensor_dense import TensorProduct
 from .outputs import add_baseline, add_response, baseline_models, collect, relabeled
-from .systems import total_charges
+from .systems import total_charges, warn_of_built_in_charge
 
 
 class Lorem(ModelInterface[ModelHypers]):
@@ -94,6 +94,8 @@ class Lorem(ModelInterface[ModelHypers]):
         self.atomic_types = sorted(dataset_info.atomic_types)
         self.conditional: bool = "charge" in dataset_info.extra_data
         self.total_charge: float = 0.0
+        # what `set-charge` built in, as text: TorchScript writes 1.0 as "1."
+        self.built_in_charge: str = ""
         self.register_buffer("total_charge_range", torch.tensor([torch.inf, -torch.inf]))
         # set by a restart, for the trainer: the optimizer's state does not fit new parameters
         self.has_new_parameters: bool = False
@@ -172,6 +174,7 @@ class Lorem(ModelInterface[ModelHypers]):
             :mod:`.electrostatics`)
         """
         with record_function("lorem::graph"):
+            warn_of_built_in_charge(self.built_in_charge)
             total_charge = total_charges(systems, self.conditional, self.total_charge)
             graph = self.graph(systems, total_charge, self.total_charge_range)
         with record_function("lorem::short_range"):

@@ -52,6 +52,7 @@ def restart(
             if not new_input:
                 extended.conditional = model.conditional
                 extended.total_charge = model.total_charge
+                extended.built_in_charge = model.built_in_charge
             return restart(extended, dataset_info, hypers)
         raise_hypers_mismatch(changes)
 

@@ -193,3 +193,17 @@ def warn_of_total_charge(numbers: list[float]) -> None:
             f"trained on, {low} to {high}",
             stacklevel=2,
         )
+
+
+def warn_of_built_in_charge(charge: str) -> None:
+    """Say, in engines too, what the charges of the structures can't tell: only a model that asks
+    for them sees those that an engine has.
+
+    :param charge: of every structure in e, empty if none was built in
+    """
+    if len(charge) > 0:
+        warnings.warn(
+            f"this model takes every structure to have the total charge {charge} e, which was "
+            "built in (set-charge); charges that the structures may have are not looked at",
+            stacklevel=2,
+        )

@@ -10,8 +10,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     :param parser: of the command line
     """
     parser.description = (
-        "Print a table of errors (all, per element, per total charge) and write it as "
-        "report.csv, with a parity plot parity.png."
+        "Print a table of errors (all, per element, per total charge) of all targets that "
+        "model and file have, and write it as report.csv, with a parity plot parity.png."
     )
     parser.add_argument(
         "model",
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run any code",
     )
     parser.add_argument(
-        "test_set", help="structures with energies (eV) and forces (eV/Å), e.g. xyz"
+        "test_set", help="structures with energies (eV), forces (eV/Å) and other labels, e.g. xyz"
     )
     parser.add_argument("-o", "--output", default=".", help="folder for the files (default: here)")
     parser.add_argument("--energy-key", default="energy", help="default: %(default)s")
@@ -29,13 +29,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="atomic_charge",
         help="atomic charges (e), compared if model and file have them; default: %(default)s",
     )
+    parser.add_argument(
+        "--stress-key",
+        default="stress",
+        help="stress (eV/Å³) of structures periodic in three directions; default: %(default)s",
+    )
+    parser.add_argument(
+        "--target-key",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("TARGET", "KEY"),
+        help="name in the file of another target of the model; by default that of the target "
+        "without mtt::. May be given several times",
+    )
+    parser.add_argument(
+        "--any-charge",
+        action="store_true",
+        help="go on with structures of another total charge than the one built into the model",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the report.
 
     :param arguments: as :func:`add_arguments` names them
-    :raises ValueError: if the model predicts no energy or labels are missing
+    :raises ValueError: if labels are missing, nothing can be compared, or structures have other
+        total charges than the one built into the model
     :raises OSError: if a file can't be read or written
     """
     from .evaluation import evaluate
@@ -48,6 +68,9 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.energy_key,
         arguments.forces_key,
         arguments.charges_key,
+        arguments.stress_key,
+        {target: key for target, key in arguments.target_key},
+        arguments.any_charge,
     )
     rows = errors(evaluation)
     print(format_table(rows))

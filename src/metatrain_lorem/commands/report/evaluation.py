@@ -1,7 +1,7 @@
 """Predictions of a trained model for a test set, beside its labels."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import ase
@@ -16,6 +16,7 @@ from metatomic.torch import (
     systems_to_torch,
     unit_conversion_factor,
 )
+from metatrain.utils.data import TargetInfo
 from metatrain.utils.data.readers.ase import read
 from metatrain.utils.data.target_info import get_energy_target_info
 from metatrain.utils.devices import pick_devices
@@ -27,37 +28,47 @@ from metatrain.utils.neighbor_lists import (
 )
 from metatrain.utils.system_data import get_system_data_transform
 
+from ...inspection import built_in_charge, find_modules, other_charges
+from . import labels
+from .comparisons import CHARGE, DIPOLE, STRESS, Comparison, find_comparisons
+
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Evaluation:
-    """Labels and predictions of a test set."""
+    """Labels and predictions of S structures with N atoms in all."""
 
     composition: np.ndarray
-    """``[structures, elements]`` number of atoms of each of ``elements``"""
+    """[S, elements] number of atoms of each of ``elements``"""
     elements: list[str]
     charge: np.ndarray
-    """``[structures]`` total charge in e, NaN where the file has none"""
+    """[S] total charge in e, NaN where the file has none"""
     symbol: np.ndarray
-    """``[atoms]`` element of each atom"""
+    """[N] element of each atom"""
     structure: np.ndarray
-    """``[atoms]`` structure of each atom"""
-    energy: np.ndarray
-    """``[structures]`` reference in eV"""
-    predicted_energy: np.ndarray
-    forces: np.ndarray
-    """``[atoms, 3]`` reference in eV/Å"""
-    predicted_forces: np.ndarray
+    """[N] structure of each atom"""
+    energy: np.ndarray | None = None
+    """[S] reference in eV; None if the model gives no energy"""
+    predicted_energy: np.ndarray | None = None
+    baseline: np.ndarray | None = None
+    """[S] sum of the energies per element that the model holds, in eV; None if it holds none"""
+    forces: np.ndarray | None = None
+    """[N, 3] reference in eV/Å"""
+    predicted_forces: np.ndarray | None = None
+    stress: np.ndarray | None = None
+    """[S, 9] reference in eV/Å³, NaN where the file has none; None if it has none at all"""
+    predicted_stress: np.ndarray | None = None
     atomic_charges: np.ndarray | None = None
-    """``[atoms]`` reference in e, NaN where the file has none; None if the model gives none"""
+    """[N] reference in e, NaN where the file has none; None if the model gives none"""
     predicted_atomic_charges: np.ndarray | None = None
-    """``[atoms]`` NaN for structures without reference"""
+    """[N] NaN for structures without reference"""
     dipoles: np.ndarray | None = None
-    """``[structures, 3]`` reference in e Å, NaN where the file has none; None if the model gives
-    none"""
+    """[S, 3] reference in e Å, NaN where the file has none; None if the model gives none"""
     predicted_dipoles: np.ndarray | None = None
-    """``[structures, 3]`` NaN for structures without reference"""
+    """[S, 3] NaN for structures without reference"""
+    others: dict[str, Comparison] = field(default_factory=dict)
+    """all other targets that both the model and the file have, by the name of the target"""
 
 
 def evaluate(
@@ -66,151 +77,179 @@ def evaluate(
     energy_key: str = "energy",
     forces_key: str = "forces",
     charges_key: str = "atomic_charge",
+    stress_key: str = "stress",
+    target_keys: dict[str, str] | None = None,
+    any_charge: bool = False,
 ) -> Evaluation:
-    """Predict energies and forces of a test set, with atomic charges and dipole moments if the
-    model has them (outputs ``charge`` and ``mtt::dipole_moment``) and the file too.
+    """Predict what a model gives for a test set: energies and forces, the stress of periodic
+    structures, atomic charges (output ``charge``), dipole moments (``mtt::dipole_moment``) and all
+    other targets, as far as the file has them.
 
     :param model_path: exported model (``.pt``) or checkpoint (``.ckpt``)
     :param test_path: file with structures, energies in eV and forces in eV/Å, readable by ASE
     :param energy_key: name of the energy in the file
     :param forces_key: name of the forces in the file
-    :param charges_key: name of the atomic charges in the file; dipole moments: ``dipole_moment``
+    :param charges_key: name of the atomic charges in the file
+    :param stress_key: name of the stress in the file, eV/Å³
+    :param target_keys: names in the file of other targets; by default theirs without ``mtt::``
+    :param any_charge: go on with structures whose total charge differs from the one that is built
+        into the model
     :raises FileNotFoundError: if there is no model file
-    :raises ValueError: if labels are missing or the model predicts no energy
+    :raises ValueError: if labels are missing or of another shape, if the model has nothing that
+        could be compared, or for other total charges than the model's
     """
     if not Path(model_path).is_file():
         raise FileNotFoundError(f"no model file {model_path}")
     structures = read(test_path, ":")
-    _require_labels(structures, str(test_path), energy_key, forces_key)
+    if len(structures) == 0:
+        raise ValueError(f"{test_path} holds no structures")
     model = load_model(model_path)
     if not isinstance(model, AtomisticModel):
         model = model.export()
     capabilities = model.capabilities()
-    if "energy" not in capabilities.outputs:
+    energy = _energy_output(capabilities)
+    if energy is not None:
+        labels.require(structures, str(test_path), energy_key, forces_key)
+    if not any_charge:
+        _refuse_other_charges(model, model_path, structures, test_path)
+    keys = {CHARGE: charges_key, DIPOLE: "dipole_moment", **(target_keys or {})}
+    compared = find_comparisons(capabilities, energy, structures, keys, stress_key, str(test_path))
+    if energy is None and len(compared) == 0:
         outputs = ", ".join(capabilities.outputs)
-        raise ValueError(f"{model_path} predicts no 'energy', only: {outputs}")
-    device = pick_devices(capabilities.supported_devices)[0]
-    dtype = {"float32": torch.float32, "float64": torch.float64}[capabilities.dtype]
-    model.to(device)
+        raise ValueError(
+            f"{test_path} holds nothing to compare the outputs of {model_path} with: {outputs}"
+        )
 
-    targets = {
-        "energy": get_energy_target_info("energy", {"unit": "eV"}, add_position_gradients=True)
-    }
-    # labels per structure of what both the model and the file have
-    labels: dict[str, list[np.ndarray]] = {}
-    for name, key, read_labels in (
-        ("charge", charges_key, _atomic_charges),
-        ("mtt::dipole_moment", "dipole_moment", _dipoles),
-    ):
-        if name in capabilities.outputs:
-            values = read_labels(structures, key)
-            if all(np.isnan(x).all() for x in values):
-                logger.info("%s: no %r to compare the model's %r with", test_path, key, name)
-            else:
-                labels[name] = values
-    neighbor_lists = get_requested_neighbor_lists(model)
-    energies, forces = [], []
-    predictions: dict[str, list[np.ndarray]] = {name: [] for name in labels}
-    for index, system in enumerate(_systems(structures, model)):
-        system = get_system_with_neighbor_lists(system, neighbor_lists).to(dtype, device)
-        wanted = [name for name, values in labels.items() if not np.isnan(values[index]).all()]
-        requested = targets | {name: _output(capabilities, name) for name in wanted}
-        outputs = evaluate_model(model, [system], requested, is_training=False)
-        block = outputs["energy"].block()
-        energies.append(block.values.item())
-        forces.append(-block.gradient("positions").values.squeeze(-1).cpu().numpy())
-        for name, values in labels.items():
-            missing = np.full_like(values[index], np.nan)
-            predictions[name].append(
-                _in_standard_form(outputs[name].block(), capabilities.outputs[name].unit).reshape(
-                    missing.shape
-                )
-                if name in wanted
-                else missing
-            )
-
+    systems = _systems(structures, model)
+    energies, forces = _predict(model, energy, systems, compared)
     symbol = np.concatenate([atoms.get_chemical_symbols() for atoms in structures])
     elements = sorted(set(symbol.tolist()))
     counts = [[atoms.get_chemical_symbols().count(x) for x in elements] for atoms in structures]
-    return Evaluation(
+    evaluation = Evaluation(
         composition=np.array(counts),
         elements=elements,
-        charge=np.array([float(atoms.info.get("charge", np.nan)) for atoms in structures]),
+        charge=np.array(labels.total_charges(structures)),
         symbol=symbol,
         structure=np.repeat(np.arange(len(structures)), [len(atoms) for atoms in structures]),
-        energy=np.array([float(atoms.info[energy_key]) for atoms in structures]),
-        predicted_energy=np.array(energies),
-        forces=np.concatenate([atoms.arrays[forces_key] for atoms in structures]),
-        predicted_forces=np.concatenate(forces),
-        atomic_charges=_joined(labels, "charge"),
-        predicted_atomic_charges=_joined(predictions, "charge"),
-        dipoles=_joined(labels, "mtt::dipole_moment"),
-        predicted_dipoles=_joined(predictions, "mtt::dipole_moment"),
+        others={n: x for n, x in compared.items() if n not in (STRESS, CHARGE, DIPOLE)},
     )
+    if energy is not None:
+        evaluation.energy = np.array([float(atoms.info[energy_key]) for atoms in structures])
+        evaluation.predicted_energy = np.array(energies)
+        evaluation.baseline = _baseline(model, energy, systems)
+        evaluation.forces = np.concatenate([atoms.arrays[forces_key] for atoms in structures])
+        evaluation.predicted_forces = np.concatenate(forces)
+    if STRESS in compared:
+        evaluation.stress = compared[STRESS].reference
+        evaluation.predicted_stress = compared[STRESS].predicted
+    if CHARGE in compared:
+        evaluation.atomic_charges = compared[CHARGE].reference.flatten()
+        evaluation.predicted_atomic_charges = compared[CHARGE].predicted.flatten()
+    if DIPOLE in compared:
+        evaluation.dipoles = compared[DIPOLE].reference
+        evaluation.predicted_dipoles = compared[DIPOLE].predicted
+    return evaluation
 
 
-def _require_labels(
-    structures: list[ase.Atoms], path: str, energy_key: str, forces_key: str
-) -> None:
-    if len(structures) == 0:
-        raise ValueError(f"{path} holds no structures")
-    for index, atoms in enumerate(structures):
-        for option, key, known in (
-            ("--energy-key", energy_key, atoms.info),
-            ("--forces-key", forces_key, atoms.arrays),
-        ):
-            if key not in known:
+def _predict(
+    model: AtomisticModel,
+    energy: str | None,
+    systems: list[System],
+    compared: dict[str, Comparison],
+) -> tuple[list[float], list[np.ndarray]]:
+    """Energies in eV and forces in eV/Å, if there is an output to take them from; the predictions
+    of the comparisons are filled in."""
+    capabilities = model.capabilities()
+    device = pick_devices(capabilities.supported_devices)[0]
+    dtype = {"float32": torch.float32, "float64": torch.float64}[capabilities.dtype]
+    model.to(device)
+    neighbor_lists = get_requested_neighbor_lists(model)
+    energies: list[float] = []
+    forces: list[np.ndarray] = []
+    for index, system in enumerate(systems):
+        system = get_system_with_neighbor_lists(system, neighbor_lists).to(dtype, device)
+        wanted = [n for n, x in compared.items() if not np.isnan(x.references[index]).all()]
+        requested: dict[str, TargetInfo | ModelOutput] = {}
+        for name in wanted:
+            if name != STRESS:
+                kind = "atom" if compared[name].per_atom else "system"
+                unit = capabilities.outputs[name].unit
+                requested[name] = ModelOutput(unit=unit, sample_kind=kind)
+        if energy is not None:
+            requested[energy] = get_energy_target_info(
+                energy, {"unit": "eV"}, True, add_strain_gradients=STRESS in wanted
+            )
+        outputs = evaluate_model(model, [system], requested, is_training=False)
+        if energy is not None:
+            block = outputs[energy].block()
+            energies.append(block.values.item())
+            forces.append(-block.gradient("positions").values.squeeze(-1).cpu().numpy())
+        for name, comparison in list(compared.items()):
+            reference = comparison.references[index]
+            if name not in wanted:
+                predicted = np.full_like(reference, np.nan)
+            elif name == STRESS:
+                virial = block.gradient("strain").values / torch.linalg.det(system.cell).abs()
+                predicted = virial.detach().cpu().numpy()
+            elif len(outputs[name]) > 1:
+                # metatrain can't read such labels from a file of structures either
+                logger.warning("%s has several blocks and is not compared", name)
+                del compared[name]
+                continue
+            elif name == DIPOLE:
+                predicted = _dipole(outputs[name].block(), capabilities.outputs[name].unit)
+            else:
+                predicted = outputs[name].block().values.detach().cpu().numpy()
+            if predicted.size != reference.size:
                 raise ValueError(
-                    f"{path}: structure {index} has no {key!r}, only: {', '.join(known)}; "
-                    f"name the right one with {option}"
+                    f"structure {index}: the model's {name!r} has {predicted.size} numbers, its "
+                    f"label {reference.size}"
                 )
+            comparison.predictions.append(predicted.reshape(reference.shape))
+    return energies, forces
 
 
-def _atomic_charges(structures: list[ase.Atoms], key: str) -> list[np.ndarray]:
-    """Per structure ``[atoms]`` in e, NaN where there are none."""
-    charges = []
-    for index, atoms in enumerate(structures):
-        values = np.asarray(atoms.arrays.get(key, np.full(len(atoms), np.nan)))
-        if values.dtype.kind not in "iuf" or values.size != len(atoms):
-            raise ValueError(f"structure {index}: {key!r} is not one number per atom")
-        charges.append(values.astype(float).flatten())
-    return charges
+def _energy_output(capabilities: ModelCapabilities) -> str | None:
+    """``energy``, else a variant of it (``energy/pbe``)."""
+    names = list(capabilities.outputs)
+    variants = [name for name in names if name.startswith("energy/")]
+    return "energy" if "energy" in names else variants[0] if variants else None
 
 
-def _output(capabilities: ModelCapabilities, name: str) -> ModelOutput:
-    """What to ask for: charges per atom, dipole moments per structure."""
-    kind = "atom" if name == "charge" else "system"
-    return ModelOutput(unit=capabilities.outputs[name].unit, sample_kind=kind)
+def _refuse_other_charges(
+    model: AtomisticModel, model_path: str | Path, structures: list[ase.Atoms], path: str | Path
+) -> None:
+    built_in = built_in_charge(model)
+    charges = labels.total_charges(structures)
+    different = other_charges(charges, built_in)
+    if different:
+        raise ValueError(
+            f"{path}: structure {different[0]} has the total charge {charges[different[0]]:+g} e, "
+            f"as {len(different)} of {len(structures)} have another one than {built_in:+g} e, "
+            f"which {model_path} takes all structures to have. Use the model that takes total "
+            "charges as an input, or compare all the same with --any-charge"
+        )
 
 
-def _in_standard_form(block: TensorBlock, unit: str) -> np.ndarray:
-    """Values in e and e Å, vectors as x, y, z."""
+def _dipole(block: TensorBlock, unit: str) -> np.ndarray:
+    """In e Å, as x, y, z."""
     values = block.values.detach().cpu().numpy()
-    if len(block.components) > 0:
-        values = values * (unit_conversion_factor(unit, "e*angstrom") if unit else 1.0)
-        if block.components[0].names == ["o3_mu"]:
-            # spherical components of degree 1 are y, z, x
-            values = values[:, [2, 0, 1]]
-    return values
+    values = values * (unit_conversion_factor(unit, "e*angstrom") if unit else 1.0)
+    # spherical components of degree 1 are y, z, x
+    return values[:, [2, 0, 1]] if block.components[0].names == ["o3_mu"] else values
 
 
-def _dipoles(structures: list[ase.Atoms], key: str) -> list[np.ndarray]:
-    """Per structure ``[1, 3]`` in e Å, NaN where there is none.
-
-    Those of periodic structures depend on the choice of the cell and count as missing.
-    """
-    missing = np.full(3, np.nan)
-    dipoles = []
-    for index, atoms in enumerate(structures):
-        dipole = np.asarray(missing if atoms.pbc.any() else atoms.info.get(key, missing))
-        if dipole.dtype.kind not in "iuf" or dipole.shape != (3,):
-            raise ValueError(f"structure {index}: {key!r} is not three numbers")
-        dipoles.append(dipole.astype(float)[None])
-    return dipoles
-
-
-def _joined(values: dict[str, list[np.ndarray]], name: str) -> np.ndarray | None:
-    return np.concatenate(values[name]) if name in values else None
+def _baseline(model: AtomisticModel, energy: str, systems: list[System]) -> np.ndarray | None:
+    """Energies per element that metatrain's models hold, summed: [S] in eV."""
+    unit = unit_conversion_factor(model.capabilities().outputs[energy].unit or "eV", "eV")
+    output = {energy: ModelOutput(sample_kind="system")}
+    for composition in find_modules(model, "CompositionModel"):
+        if energy in composition.outputs:
+            device = next(model.buffers()).device
+            moved = [system.to(device=device) for system in systems]
+            values = composition(moved, output, None)[energy].block().values
+            return unit * values.detach().cpu().numpy().flatten()
+    return None
 
 
 def _systems(structures: list[ase.Atoms], model: AtomisticModel) -> list[System]:
@@ -219,7 +258,7 @@ def _systems(structures: list[ase.Atoms], model: AtomisticModel) -> list[System]
     for name, requested in model.requested_inputs(use_new_names=True).items():
         if name != "charge" or requested.sample_kind != "system":
             raise ValueError(f"the model requests the input {name!r}, which a report cannot give")
-        charges = [float(atoms.info.get("charge", np.nan)) for atoms in structures]
+        charges = labels.total_charges(structures)
         if np.isnan(charges).any():
             raise ValueError(
                 f"structure {int(np.argmax(np.isnan(charges)))} has no total charge `charge`, "

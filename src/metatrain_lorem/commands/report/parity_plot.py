@@ -14,11 +14,10 @@ COLORS = ("#d95f02", "#1f4e8c", "#4d9221")
 
 
 def plot_parity(evaluations: dict[str, Evaluation], path: str | Path) -> None:
-    """Panels of energies, forces and, if an evaluation has them, atomic charges and dipole moments
-    of one or several models on the same test set.
+    """Panels of everything that the evaluations of one or several models on the same test set
+    have.
 
-    Energies are shown without the least-squares composition fit of the reference, which would
-    hide everything else.
+    Energies are shown without the baseline of the model, which would hide everything else.
 
     :param evaluations: label -> evaluation; at most three
     :param path: image file to write
@@ -29,13 +28,15 @@ def plot_parity(evaluations: dict[str, Evaluation], path: str | Path) -> None:
         {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     ):
         figure = Figure(figsize=(3.7 * len(units), 3.7), layout="compressed")
-        for axes, (title, unit) in zip(figure.subplots(1, len(units)), units.items(), strict=True):
-            for color, (label, model_panels) in zip(COLORS, panels.items(), strict=False):
-                if title in model_panels:
-                    _, reference, predicted, error = model_panels[title]
+        row = figure.subplots(1, len(units), squeeze=False)[0]
+        for axes, (title, unit) in zip(row, units.items(), strict=True):
+            for color, (label, of_model) in zip(COLORS, panels.items(), strict=False):
+                if title in of_model:
+                    _, reference, predicted, error = of_model[title]
                     text = f"{label}: RMSE {error}"
                     axes.scatter(reference, predicted, label=text, **_marker(color, reference.size))
-            axes.set(title=title, xlabel=f"reference ({unit})", ylabel=f"predicted ({unit})")
+            unit = f" ({unit})" if unit else ""
+            axes.set(title=title, xlabel=f"reference{unit}", ylabel=f"predicted{unit}")
             low, high = axes.dataLim.min.min(), axes.dataLim.max.max()
             margin = 0.05 * (high - low) or 1.0
             limits = (low - margin, high + margin)
@@ -48,22 +49,31 @@ def plot_parity(evaluations: dict[str, Evaluation], path: str | Path) -> None:
 def _panels(evaluation: Evaluation) -> dict[str, tuple[str, np.ndarray, np.ndarray, str]]:
     """Title -> unit, reference, prediction, RMSE with its unit."""
     overall = errors(evaluation)[0]
-    num_atoms = evaluation.composition.sum(axis=1)
-    baseline = _composition_fit(evaluation)
-    panels = {
-        "Energy, composition fit removed": (
+    panels = {}
+    if evaluation.energy is not None:
+        num_atoms = evaluation.composition.sum(axis=1)
+        baseline, title = evaluation.baseline, "Energy, model's baseline removed"
+        if baseline is None:
+            baseline, title = np.zeros(len(num_atoms)), "Energy"
+        panels[title] = (
             "eV/atom",
             (evaluation.energy - baseline) / num_atoms,
             (evaluation.predicted_energy - baseline) / num_atoms,
             f"{overall['energy RMSE (meV/atom)']:.2g} meV/atom",
-        ),
-        "Force components": (
+        )
+        panels["Force components"] = (
             "eV/Å",
             evaluation.forces,
             evaluation.predicted_forces,
             f"{overall['force RMSE (meV/Å)']:.3g} meV/Å",
-        ),
-    }
+        )
+    if evaluation.stress is not None:
+        panels["Stress components"] = (
+            "eV/Å³",
+            evaluation.stress,
+            evaluation.predicted_stress,
+            f"{overall['stress RMSE (meV/Å³)']:.3g} meV/Å³",
+        )
     if evaluation.atomic_charges is not None:
         panels["Atomic charges"] = (
             "e",
@@ -78,16 +88,11 @@ def _panels(evaluation: Evaluation) -> dict[str, tuple[str, np.ndarray, np.ndarr
             evaluation.predicted_dipoles,
             f"{overall['dipole RMSE (me Å)']:.3g} me Å",
         )
+    for name, other in evaluation.others.items():
+        unit = f" ({other.unit})" if other.unit else ""
+        error = f"{overall[f'{name} RMSE{unit}']:.3g} {other.unit}"
+        panels[name] = (other.unit, other.reference, other.predicted, error)
     return panels
-
-
-def _composition_fit(evaluation: Evaluation) -> np.ndarray:
-    """Least-squares energy of the elements, summed per structure ``[structures]``, eV."""
-    known = ~np.isnan(evaluation.energy)
-    per_element = np.linalg.lstsq(
-        evaluation.composition[known].astype(float), evaluation.energy[known], rcond=None
-    )[0]
-    return evaluation.composition @ per_element
 
 
 def _marker(color: str, count: int) -> dict:

@@ -11,19 +11,13 @@ from .evaluation import Evaluation
 def errors(evaluation: Evaluation) -> list[dict[str, str | int | float]]:
     """Rows of the table: all structures, each element (forces, charges), each total charge.
 
-    :return: one dictionary per row, column -> value, with the same columns in all rows: those of
-        atomic charges and dipole moments only if the evaluation has them; missing (NaN) labels are
-        left out
+    :return: one dictionary per row, column -> value, with the same columns in all rows: those that
+        the evaluation has; missing (NaN) labels are left out
     """
-    num_atoms = evaluation.composition.sum(axis=1)
-    energy_error = 1e3 * (evaluation.predicted_energy - evaluation.energy) / num_atoms
-    force_error = 1e3 * (evaluation.predicted_forces - evaluation.forces)
-    charge_error = _difference(evaluation.predicted_atomic_charges, evaluation.atomic_charges)
-    dipole_error = _difference(evaluation.predicted_dipoles, evaluation.dipoles)
-
-    everything = np.ones(len(num_atoms), dtype=bool)
+    columns = _columns(evaluation)
+    everything = np.ones(len(evaluation.composition), dtype=bool)
     # an energy or a dipole moment cannot be split between the elements of a structure
-    nothing = np.zeros(len(num_atoms), dtype=bool)
+    nothing = np.zeros(len(evaluation.composition), dtype=bool)
     groups = [("all", everything, everything[evaluation.structure])]
     for element in evaluation.elements:
         groups.append((element, nothing, evaluation.symbol == element))
@@ -33,27 +27,40 @@ def errors(evaluation: Evaluation) -> list[dict[str, str | int | float]]:
 
     rows = []
     for name, chosen_structures, chosen_atoms in groups:
-        row = {
+        row: dict[str, str | int | float] = {
             "group": name,
             "structures": len(np.unique(evaluation.structure[chosen_atoms])),
             "atoms": int(chosen_atoms.sum()),
-            "energy RMSE (meV/atom)": _rmse(energy_error[chosen_structures]),
-            "energy MAE (meV/atom)": _mae(energy_error[chosen_structures]),
-            "force RMSE (meV/Å)": _rmse(force_error[chosen_atoms]),
-            "force MAE (meV/Å)": _mae(force_error[chosen_atoms]),
         }
-        if charge_error is not None:
-            row["charge RMSE (me)"] = _rmse(charge_error[chosen_atoms])
-            row["charge MAE (me)"] = _mae(charge_error[chosen_atoms])
-        if dipole_error is not None:
-            row["dipole RMSE (me Å)"] = _rmse(dipole_error[chosen_structures])
+        for title, unit, per_atom, differences in columns:
+            chosen = differences[chosen_atoms if per_atom else chosen_structures]
+            unit = f" ({unit})" if unit else ""
+            row[f"{title} RMSE{unit}"] = _rmse(chosen)
+            row[f"{title} MAE{unit}"] = _mae(chosen)
         rows.append(row)
     return rows
 
 
-def _difference(predicted: np.ndarray | None, reference: np.ndarray | None) -> np.ndarray | None:
-    """In thousandths."""
-    return None if predicted is None or reference is None else 1e3 * (predicted - reference)
+def _columns(evaluation: Evaluation) -> list[tuple[str, str, bool, np.ndarray]]:
+    """Title, unit, whether per atom or per structure, differences of predictions and labels."""
+    columns = []
+    if evaluation.energy is not None:
+        error = (evaluation.predicted_energy - evaluation.energy) / evaluation.composition.sum(1)
+        columns.append(("energy", "meV/atom", False, 1e3 * error))
+        error = evaluation.predicted_forces - evaluation.forces
+        columns.append(("force", "meV/Å", True, 1e3 * error))
+    if evaluation.stress is not None:
+        error = evaluation.predicted_stress - evaluation.stress
+        columns.append(("stress", "meV/Å³", False, 1e3 * error))
+    if evaluation.atomic_charges is not None:
+        error = evaluation.predicted_atomic_charges - evaluation.atomic_charges
+        columns.append(("charge", "me", True, 1e3 * error))
+    if evaluation.dipoles is not None:
+        error = evaluation.predicted_dipoles - evaluation.dipoles
+        columns.append(("dipole", "me Å", False, 1e3 * error))
+    for name, other in evaluation.others.items():
+        columns.append((name, other.unit, other.per_atom, other.predicted - other.reference))
+    return columns
 
 
 def _rmse(differences: np.ndarray) -> float:
@@ -71,7 +78,9 @@ def format_table(rows: list[dict[str, str | int | float]]) -> str:
 
     def cell(value: str | int | float) -> str:
         if isinstance(value, float):
-            return "" if np.isnan(value) else f"{value:.2f}"
+            # targets come in all units
+            small = 1e-9 < value < 0.01
+            return "" if np.isnan(value) else f"{value:.2g}" if small else f"{value:.2f}"
         return str(value)
 
     columns = list(rows[0])

@@ -1,0 +1,102 @@
+"""What a report compares besides energies and forces: what model and file have in common."""
+
+import logging
+from dataclasses import dataclass, field
+
+import ase
+import numpy as np
+from metatomic.torch import ModelCapabilities
+from metatrain.utils.data.target_info import (
+    DEPRECATED_METATOMIC_OUTPUT_NAMES,
+    is_auxiliary_output,
+)
+
+from . import labels
+
+logger = logging.getLogger(__name__)
+
+CHARGE = "charge"
+DIPOLE = "mtt::dipole_moment"
+STRESS = "stress"
+
+
+@dataclass
+class Comparison:
+    """Labels and predictions of one kind, NaN for structures without label."""
+
+    per_atom: bool
+    """whether there is a label for each atom, or one for each structure"""
+    unit: str
+    """of labels and predictions, empty if unknown"""
+    references: list[np.ndarray]
+    """per structure ``[atoms or 1, components]``"""
+    predictions: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def reference(self) -> np.ndarray:
+        """``[N or S, components]``"""
+        return np.concatenate(self.references)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """``[N or S, components]``"""
+        return np.concatenate(self.predictions)
+
+
+def find_comparisons(
+    capabilities: ModelCapabilities,
+    energy: str | None,
+    structures: list[ase.Atoms],
+    keys: dict[str, str],
+    stress_key: str,
+    path: str,
+) -> dict[str, Comparison]:
+    """What both the model and the file have besides energies and forces.
+
+    :param capabilities: of the model
+    :param energy: its output that energies and forces come from, if there is one
+    :param structures: of the test set
+    :param keys: names in the file of outputs, where they differ from those without ``mtt::``
+    :param stress_key: name of the stress in the file
+    :param path: the file
+    :return: by output, and :data:`STRESS`; without predictions yet
+    :raises ValueError: for keys of outputs that the model lacks, and labels of another shape
+    """
+    unknown = set(keys) - set(capabilities.outputs) - {CHARGE, DIPOLE}
+    if unknown:
+        known = ", ".join(capabilities.outputs)
+        raise ValueError(f"the model has no output {min(unknown)!r}, only: {known}")
+    found: dict[str, Comparison] = {}
+    if energy is not None:
+        stress = Comparison(False, "eV/Å³", labels.stresses(structures, stress_key))
+        if not all(np.isnan(x).all() for x in stress.references):
+            found[STRESS] = stress
+    for name, output in capabilities.outputs.items():
+        if not is_target(name, capabilities) or name == energy:
+            continue
+        key = keys.get(name, name.removeprefix("mtt::"))
+        if name == CHARGE:
+            comparison = Comparison(True, "e", labels.atomic_charges(structures, key))
+        elif name == DIPOLE:
+            comparison = Comparison(False, "e Å", labels.dipoles(structures, key))
+        else:
+            values, per_atom = labels.others(structures, key)
+            comparison = Comparison(per_atom, output.unit, values)
+        if all(np.isnan(x).all() for x in comparison.references):
+            logger.info("%s: no %r to compare the model's %r with", path, key, name)
+        else:
+            found[name] = comparison
+    return found
+
+
+def is_target(name: str, capabilities: ModelCapabilities) -> bool:
+    """
+    :param name: of an output
+    :param capabilities: of the model
+    :return: whether it is what a model is trained for, or charges of atoms
+    """
+    if is_auxiliary_output(name) or name in DEPRECATED_METATOMIC_OUTPUT_NAMES:
+        return False
+    if name == "mtt::atomic_charge":
+        return CHARGE not in capabilities.outputs  # the same numbers
+    return not name.endswith(("_uncertainty", "_ensemble"))

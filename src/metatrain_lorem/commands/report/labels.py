@@ -1,0 +1,113 @@
+"""Labels of a test set, one array per structure, NaN where there are none."""
+
+import ase
+import ase.stress
+import numpy as np
+
+
+def require(structures: list[ase.Atoms], path: str, energy_key: str, forces_key: str) -> None:
+    """
+    :param structures: of the test set
+    :param path: its file
+    :param energy_key: name of the energy
+    :param forces_key: name of the forces
+    :raises ValueError: for a structure that lacks them
+    """
+    for index, atoms in enumerate(structures):
+        for option, key, known in (
+            ("--energy-key", energy_key, atoms.info),
+            ("--forces-key", forces_key, atoms.arrays),
+        ):
+            if key not in known:
+                raise ValueError(
+                    f"{path}: structure {index} has no {key!r}, only: {', '.join(known)}; "
+                    f"name the right one with {option}"
+                )
+
+
+def total_charges(structures: list[ase.Atoms]) -> list[float]:
+    """
+    :param structures: of the test set
+    :return: total charges in e
+    """
+    return [float(atoms.info.get("charge", np.nan)) for atoms in structures]
+
+
+def atomic_charges(structures: list[ase.Atoms], key: str) -> list[np.ndarray]:
+    """
+    :param structures: of the test set
+    :param key: name of the charges
+    :return: ``[atoms, 1]``, e
+    :raises ValueError: for labels of another shape
+    """
+    charges = []
+    for index, atoms in enumerate(structures):
+        values = np.asarray(atoms.arrays.get(key, np.full(len(atoms), np.nan)))
+        if values.dtype.kind not in "iuf" or values.size != len(atoms):
+            raise ValueError(f"structure {index}: {key!r} is not one number per atom")
+        charges.append(values.astype(float).reshape(-1, 1))
+    return charges
+
+
+def dipoles(structures: list[ase.Atoms], key: str) -> list[np.ndarray]:
+    """Those of periodic structures depend on the choice of the cell and count as missing.
+
+    :param structures: of the test set
+    :param key: name of the dipole moments
+    :return: ``[1, 3]``, e Å
+    :raises ValueError: for labels of another shape
+    """
+    missing = np.full(3, np.nan)
+    values = []
+    for index, atoms in enumerate(structures):
+        dipole = np.asarray(missing if atoms.pbc.any() else atoms.info.get(key, missing))
+        if dipole.dtype.kind not in "iuf" or dipole.shape != (3,):
+            raise ValueError(f"structure {index}: {key!r} is not three numbers")
+        values.append(dipole.astype(float)[None])
+    return values
+
+
+def stresses(structures: list[ase.Atoms], key: str) -> list[np.ndarray]:
+    """Those of structures that are not periodic in three directions mean nothing and count as
+    missing.
+
+    :param structures: of the test set
+    :param key: name of the stress: a matrix, its nine numbers, or six in the order of Voigt
+    :return: ``[1, 9]``, eV/Å³
+    :raises ValueError: for labels of another shape
+    """
+    missing = np.full(9, np.nan)
+    values = []
+    for index, atoms in enumerate(structures):
+        stress = np.asarray(missing if not atoms.pbc.all() else atoms.info.get(key, missing))
+        if stress.dtype.kind not in "iuf" or stress.size not in (6, 9):
+            raise ValueError(f"structure {index}: {key!r} is not a matrix, nor six numbers")
+        if stress.size == 6:
+            stress = ase.stress.voigt_6_to_full_3x3_stress(stress.flatten())
+        values.append(stress.astype(float).reshape(1, 9))
+    return values
+
+
+def others(structures: list[ase.Atoms], key: str) -> tuple[list[np.ndarray], bool]:
+    """
+    :param structures: of the test set
+    :param key: name of the labels of some target
+    :return: ``[atoms, components]``, or ``[1, components]`` if there is one label per structure;
+        and whether they are those of atoms
+    :raises ValueError: for labels that are not numbers, or not as many for all structures
+    """
+    per_atom = any(key in atoms.arrays for atoms in structures)
+    values: list[np.ndarray] = []
+    for index, atoms in enumerate(structures):
+        label = np.asarray((atoms.arrays if per_atom else atoms.info).get(key, np.nan))
+        if label.dtype.kind not in "iuf":
+            raise ValueError(f"structure {index}: {key!r} is not a number, nor several")
+        rows = len(atoms) if per_atom else 1
+        if label.ndim == 0:
+            label = np.full(rows, label)
+        values.append(label.astype(float).reshape(rows, -1))
+    sizes = {x.shape[1] for x in values if not np.isnan(x).all()}
+    if len(sizes) > 1:
+        raise ValueError(f"{key!r} has {sorted(sizes)} numbers, depending on the structure")
+    size = max(sizes, default=1)
+    return [x if x.shape[1] == size else np.full((len(x), size), np.nan) for x in values], per_atom

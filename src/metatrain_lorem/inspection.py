@@ -1,0 +1,52 @@
+"""What can be told of a model from outside, whether it is exported or not.
+
+No PyTorch is imported here, so that the hooks into metatrain may use it in any run.
+"""
+
+import math
+from typing import Any
+
+TOLERANCE = 1e-3
+"""Difference in e between total charges that count as equal: a file has rounded them."""
+
+
+def find_modules(model: Any, name: str) -> list[Any]:
+    """
+    :param model: a module of Python or, as in exported models, of TorchScript
+    :param name: of a class
+    :return: the model and what is inside it, where they are of this class
+    """
+    return [
+        module
+        for module in model.modules()
+        if getattr(module, "original_name", type(module).__name__) == name
+    ]
+
+
+def built_in_charge(model: Any) -> float | None:
+    """
+    :param model: of this package or another, or one that wraps it as those of LLPR
+    :return: the total charge in e that the model takes every structure to have; None if it takes
+        total charges as an input, or if they mean nothing to it
+    """
+    for lorem in find_modules(model, "Lorem"):
+        blocks = dict(lorem.named_children())
+        knows_charges = "charge_equilibration" in blocks or "charge_embedding" in blocks
+        if knows_charges and not lorem.conditional:
+            return float(lorem.total_charge)
+    return None
+
+
+def other_charges(charges: list[float], built_in: float | None) -> list[int]:
+    """
+    :param charges: total charges of structures in e, NaN where unknown
+    :param built_in: :func:`built_in_charge`
+    :return: indices of structures that have another one than the model takes them to have
+    """
+    if built_in is None:
+        return []
+    return [
+        i
+        for i, charge in enumerate(charges)
+        if not math.isnan(charge) and abs(charge - built_in) > TOLERANCE
+    ]

@@ -1,0 +1,148 @@
+"""The report of every target that model and file have, and of structures of other charges."""
+
+import csv
+
+import ase
+import numpy as np
+import pytest
+from ase.io import write
+from helpers import models
+from metatomic_ase import MetatomicCalculator
+from metatrain.utils.data.target_info import get_energy_target_info, get_generic_target_info
+
+from metatrain_lorem.__main__ import main
+from metatrain_lorem.commands.report.evaluation import evaluate
+from metatrain_lorem.commands.report.parity_plot import _panels, plot_parity
+from metatrain_lorem.commands.report.table import errors
+
+ENERGY = {"energy": get_energy_target_info("energy", {"unit": "eV"})}
+SHORT = {"long_range": {"enable": False}}
+
+
+def generic(name: str, kind, sample_kind: str, unit: str = ""):
+    section = {"quantity": "", "unit": unit, "type": kind, "num_subtargets": 1}
+    return get_generic_target_info(name, {**section, "sample_kind": sample_kind})
+
+
+def frames() -> list[ase.Atoms]:
+    """A crystal, a slab and a molecule, with energies and forces of zero."""
+    made = [models.bulk(), models.slab(), models.molecule()]
+    for frame in made:
+        frame.info["energy"] = 0.0
+        frame.arrays["forces"] = np.zeros((len(frame), 3))
+    return made
+
+
+@pytest.mark.parametrize("form", ["matrix", "Voigt"])
+def test_stress(tmp_path, form):
+    """Of the structures for which it means something, as a matrix or as six numbers."""
+    models.new_model(**SHORT).export().save(tmp_path / "model.pt")
+    made = frames()
+    crystal = made[0].copy()
+    crystal.calc = MetatomicCalculator(tmp_path / "model.pt")
+    stress = crystal.get_stress(voigt=form == "Voigt")
+    stress[0] += 0.006  # all of the first row of the matrix; the first of Voigt's numbers
+    for frame in made:
+        frame.info["dft_stress"] = stress
+    write(tmp_path / "test.xyz", made)
+    command = ["report", str(tmp_path / "model.pt"), str(tmp_path / "test.xyz")]
+    main([*command, "-o", str(tmp_path), "--stress-key", "dft_stress"])
+    with open(tmp_path / "report.csv", encoding="utf-8") as file:
+        (every, *_) = csv.DictReader(file)
+    of_nine = {"matrix": 3, "Voigt": 1}[form]
+    expected = 6 * np.sqrt(of_nine / 9)
+    assert float(every["stress RMSE (meV/Å³)"]) == pytest.approx(expected, rel=1e-4)
+    assert float(every["stress MAE (meV/Å³)"]) == pytest.approx(6 * of_nine / 9, rel=1e-4)
+    # there is none in the file, as it is looked for
+    assert evaluate(tmp_path / "model.pt", tmp_path / "test.xyz").stress is None
+
+
+TARGETS = {
+    "mtt::gap": generic("mtt::gap", "scalar", "system", "eV"),
+    "mtt::push": generic("mtt::push", {"cartesian": {"rank": 1}}, "atom"),
+    "mtt::quadrupole": generic("mtt::quadrupole", {"cartesian": {"rank": 2}}, "system"),
+}
+
+
+@pytest.mark.parametrize("with_energy", [True, False])
+def test_other_targets(tmp_path, capsys, with_energy):
+    """Scalars and tensors of atoms and structures, with an energy or without."""
+    model = models.new_model({**(ENERGY if with_energy else {}), **TARGETS}, **SHORT)
+    model.export().save(tmp_path / "model.pt")
+    made = frames()
+    gaps = models.values(model, made, "mtt::gap").numpy().flatten() + [0.3, 0.0, 0.0]
+    quadrupoles = models.values(model, made, "mtt::quadrupole").numpy()[..., 0]
+    pushes = models.values(model, made, "mtt::push", "atom").numpy()[..., 0]
+    pushes[:, 1] += 2.0
+    first = 0
+    for frame, gap, quadrupole in zip(made, gaps, quadrupoles, strict=True):
+        frame.info.update(gap=gap, quadrupole=quadrupole.flatten())
+        frame.arrays["pushed"] = pushes[first : first + len(frame)]
+        first += len(frame)
+    del made[1].info["quadrupole"]
+    made[0].info["quadrupole"] = made[0].info["quadrupole"] + 0.5
+    write(tmp_path / "test.xyz", made)
+    key = ["--target-key", "mtt::push", "pushed"]
+    command = ["report", str(tmp_path / "model.pt"), str(tmp_path / "test.xyz")]
+    main([*command, "-o", str(tmp_path), *key])
+    header = capsys.readouterr().out.splitlines()[0]
+    assert ("energy RMSE" in header) == with_energy
+    with open(tmp_path / "report.csv", encoding="utf-8") as file:
+        rows = {row["group"]: row for row in csv.DictReader(file)}
+    every = rows["all"]
+    assert float(every["mtt::gap RMSE (eV)"]) == pytest.approx(0.3 / np.sqrt(3), rel=1e-5)
+    assert float(every["mtt::gap MAE (eV)"]) == pytest.approx(0.1, rel=1e-5)
+    assert float(every["mtt::push RMSE"]) == pytest.approx(2 / np.sqrt(3), rel=1e-5)
+    assert float(every["mtt::push MAE"]) == pytest.approx(2 / 3, rel=1e-5)
+    # of two structures that have one
+    assert float(every["mtt::quadrupole MAE"]) == pytest.approx(0.25, rel=1e-5)
+    assert float(rows["O"]["mtt::push MAE"]) == pytest.approx(2 / 3, rel=1e-5)
+    assert rows["O"]["mtt::gap MAE (eV)"] == "nan"
+    assert (tmp_path / "parity.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "key, label, message",
+    [
+        (["mtt::quadrupole", "gap"], 1.0, "'mtt::quadrupole' has 9 numbers, its label 1"),
+        (["mtt::gap", "gap"], "wide", "structure 0: 'gap' is not a number"),
+        (["mtt::nothing", "gap"], 1.0, "the model has no output 'mtt::nothing'"),
+    ],
+)
+def test_labels_that_do_not_fit(tmp_path, key, label, message):
+    models.new_model(TARGETS, **SHORT).export().save(tmp_path / "model.pt")
+    made = frames()
+    for frame in made:
+        frame.info["gap"] = label
+    write(tmp_path / "test.xyz", made)
+    with pytest.raises(ValueError, match=message):
+        evaluate(tmp_path / "model.pt", tmp_path / "test.xyz", target_keys=dict([key]))
+
+
+def test_nothing_to_compare(tmp_path):
+    models.new_model(TARGETS, **SHORT).export().save(tmp_path / "model.pt")
+    write(tmp_path / "test.xyz", frames())
+    with pytest.raises(ValueError, match="test.xyz holds nothing to compare .*mtt::gap"):
+        evaluate(tmp_path / "model.pt", tmp_path / "test.xyz")
+
+
+def test_baseline_of_the_model(tmp_path):
+    """As many structures as elements: a fit of the test set would leave nothing to look at."""
+    baseline = {1: -10.0, 6: -1000.0, 7: -1500.0, 8: -2000.0}
+    model = models.new_model(**SHORT)
+    model.additive_models[0].model.fit({"energy": baseline}, targets_to_fit=["energy"])
+    model.export().save(tmp_path / "model.pt")
+    made = [ase.Atoms(f"{symbol}2", [[0, 0, 0], [0, 0, 1.1]]) for symbol in "HCNO"]
+    sums = np.array([2 * baseline[int(frame.numbers[0])] for frame in made])
+    labels = sums + [1.0, -2.0, 3.0, -4.0]
+    for frame, energy in zip(made, labels, strict=True):
+        frame.info["energy"] = energy
+        frame.arrays["forces"] = np.zeros((2, 3))
+    write(tmp_path / "test.xyz", made)
+    evaluation = evaluate(tmp_path / "model.pt", tmp_path / "test.xyz")
+    np.testing.assert_allclose(evaluation.baseline, sums)
+    _, reference, predicted, _ = _panels(evaluation)["Energy, model's baseline removed"]
+    np.testing.assert_allclose(reference, [0.5, -1.0, 1.5, -2.0])
+    np.testing.assert_allclose(predicted, (evaluation.predicted_energy - sums) / 2)
+    plot_parity({"model": evaluation}, tmp_path / "parity.png")
+    assert np.isfinite(errors(evaluation)[0]["energy RMSE (meV/atom)"])
