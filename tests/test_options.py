@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from metatrain.__main__ import main
-from metatrain_lorem.report import evaluate
 from omegaconf import OmegaConf
+
+from metatrain_lorem.commands.report.evaluation import evaluate
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OPTIONS = REPOSITORY / "options"
