@@ -19,11 +19,16 @@ ALIAS = "metatrain.lorem"
 PACKAGE = "metatrain_lorem"
 REGISTRY = "metatrain.utils.architectures"
 REGISTRY_FUNCTIONS = ("find_all_architectures", "get_architecture_path")
-# one function in each of these modules, and what in metatrain_lorem.integration wraps it
+# functions in these modules, and what in metatrain_lorem.integration wraps them
 WRAPPED = {
-    "metatrain.cli.train": ("check_architecture_options", "begin_run"),
-    "metatrain.utils.distributed.logging": ("is_main_process", "write_from_one_process"),
-    "metatrain.cli.eval": ("_eval_targets", "tell_inputs_from_labels"),
+    "metatrain.cli.train": {"check_architecture_options": "begin_run"},
+    "metatrain.utils.distributed.logging": {"is_main_process": "write_from_one_process"},
+    "metatrain.cli.eval": {"_eval_targets": "tell_inputs_from_labels"},
+    "metatrain.llpr.model": {
+        "LLPRUncertaintyModel.set_wrapped_model": "offer_calibrated_uncertainties",
+        "LLPRUncertaintyModel._get_dataloader": "calibrate_with_charges",
+    },
+    "metatrain.llpr.trainer": {"Trainer.train": "train_ensemble_with_charges"},
 }
 
 
@@ -220,18 +225,22 @@ def _list_lorem(registry):
 
 
 def _wrap(module):
-    """Wrap a function of metatrain by one of the package.
+    """Wrap functions of metatrain by those of the package.
 
-    :param module: the module of the function, just executed
+    :param module: the module of the functions, just executed
     """
     from functools import wraps
     from importlib import import_module
 
-    name, wrapper = WRAPPED[module.__name__]
-    if hasattr(module, name):
-        original = getattr(module, name)
-        wrap = getattr(import_module(PACKAGE + ".integration"), wrapper)
-        setattr(module, name, wraps(original)(wrap(original)))
+    for name, wrapper in WRAPPED[module.__name__].items():
+        owner = module
+        *path, name = name.split(".")
+        for part in path:
+            owner = getattr(owner, part, None)
+        if hasattr(owner, name):
+            original = getattr(owner, name)
+            wrap = getattr(import_module(PACKAGE + ".integration"), wrapper)
+            setattr(owner, name, wraps(original)(wrap(original)))
 
 
 # reloaded, this module takes the place of its former self

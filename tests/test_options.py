@@ -5,9 +5,12 @@ import shutil
 import sys
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
 import torch
+from metatomic.torch import ModelOutput
+from metatomic_ase import MetatomicCalculator
 from metatrain.__main__ import main
 from omegaconf import OmegaConf
 
@@ -97,7 +100,26 @@ def test_fine_tuning(folder, long_range):
     assert torch.allclose(before[weight], after[weight], atol=0.02)
 
 
-@pytest.mark.parametrize("name", sorted(set(FILES) - {"long-range.yaml", "fine-tuning.yaml"}))
+@pytest.fixture(scope="module")
+def quickstart(folder):
+    return train(folder, "quickstart.yaml")
+
+
+def test_uncertainties(folder, quickstart):
+    """Of the quickstart's model, whose total charges LLPR passes on."""
+    checkpoint = f"architecture.training.model_checkpoint={quickstart.name}"
+    mtt_train(folder, "options/llpr.yaml", "-o", "llpr.pt", "-r", checkpoint)
+    frames = ase.io.read(folder / "options" / "data" / "nacl-clusters-test.xyz", ":")
+    requested = {"energy_uncertainty": ModelOutput(unit="eV", sample_kind="system")}
+    results = MetatomicCalculator(folder / "llpr.pt").run_model(frames, requested)
+    uncertainties = results["energy_uncertainty"].block().values
+    assert uncertainties.shape == (20, 1) and (uncertainties > 0).all()
+
+
+OTHERS = {"long-range.yaml", "fine-tuning.yaml", "quickstart.yaml", "llpr.yaml"}
+
+
+@pytest.mark.parametrize("name", sorted(set(FILES) - OTHERS))
 def test_trains(folder, name):
     train(folder, name)
 

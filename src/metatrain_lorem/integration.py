@@ -11,7 +11,8 @@ import logging
 import os
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 from .inspection import built_in_charge, find_modules, other_charges
@@ -89,6 +90,114 @@ def tell_inputs_from_labels(eval_targets: Callable) -> Callable:
             evaluation.CollateFn = collate
 
     return evaluate
+
+
+def offer_calibrated_uncertainties(set_wrapped_model: Callable) -> Callable:
+    """Let LLPR offer the uncertainties of those targets only that it is calibrated for.
+
+    metatrain's offers one for every output of the wrapped model, also for those without last-layer
+    features, such as charges, whose uncertainty raises an error, and for targets without data,
+    whose uncertainty is a number that means nothing.
+
+    :param set_wrapped_model: of ``metatrain.llpr.model.LLPRUncertaintyModel``
+    """
+
+    def set_model(llpr, model):
+        if not find_modules(model, "Lorem"):
+            return set_wrapped_model(llpr, model)
+        names = {name: name.replace("mtt::", "") for name in llpr.dataset_info.targets}
+        for name, short in names.items():
+            if f"mtt::aux::{short}_last_layer_features" not in model.supported_outputs():
+                raise ValueError(
+                    f"LLPR has no uncertainty of {name!r}, since the model has no last-layer "
+                    "features of it (charge equilibration makes it): remove it from the targets of "
+                    "all data sets in the options"
+                )
+        set_wrapped_model(llpr, model)
+        from metatomic.torch import ModelCapabilities
+
+        old = llpr.capabilities
+        kept = {f"mtt::aux::{short}_uncertainty" for short in names.values()}
+        kept.add("energy_uncertainty" if "energy" in names else "")
+        llpr.capabilities = ModelCapabilities(
+            outputs={
+                name: output
+                for name, output in old.outputs.items()
+                if name in kept or not name.endswith("_uncertainty")
+            },
+            atomic_types=old.atomic_types,
+            interaction_range=old.interaction_range,
+            length_unit=old.length_unit,
+            supported_devices=old.supported_devices,
+            dtype=old.dtype,
+        )
+
+    return set_model
+
+
+def calibrate_with_charges(get_dataloader: Callable) -> Callable:
+    """Hand total charges to the wrapped model while LLPR looks at its features.
+
+    :param get_dataloader: ``_get_dataloader`` of ``metatrain.llpr.model.LLPRUncertaintyModel``
+    """
+
+    def dataloader(llpr, datasets, *args, **kwargs):
+        for dataset in datasets if _takes_charges(llpr) else ():
+            if not hasattr(dataset[0], "charge"):
+                raise ValueError(
+                    "the model that LLPR wraps takes total charges as an input: give all data sets "
+                    "in the options `extra_data: charge`, as in its own training"
+                )
+        with _collating_charges("metatrain.llpr.model", llpr):
+            return get_dataloader(llpr, datasets, *args, **kwargs)
+
+    return dataloader
+
+
+def train_ensemble_with_charges(train: Callable) -> Callable:
+    """Hand total charges to the wrapped model while LLPR trains the ensemble.
+
+    :param train: of ``metatrain.llpr.trainer.Trainer``
+    """
+
+    def train_ensemble(trainer, model, *args, **kwargs):
+        with _collating_charges("metatrain.llpr.trainer", model):
+            return train(trainer, model, *args, **kwargs)
+
+    return train_ensemble
+
+
+def _takes_charges(model) -> bool:
+    """Whether a model is one of ours, or wraps one, that asks for total charges."""
+    return any(lorem.conditional for lorem in find_modules(model, "Lorem"))
+
+
+@contextmanager
+def _collating_charges(module_name: str, model) -> Iterator[None]:
+    """Batches that are made in a module of metatrain have total charges, if the model asks for
+    them when the first batch is described.
+
+    :param module_name: where ``CollateFn`` is looked up
+    :param model: of LLPR, which may get its wrapped model later
+    """
+    module = sys.modules[module_name]
+    collate = module.CollateFn
+
+    def with_charges(target_keys, callables, **kwargs):
+        if _takes_charges(model):
+            from metatrain.utils.system_data import get_system_data_transform
+
+            from .training.total_charges import TOTAL_CHARGE, fill_missing
+
+            attach = get_system_data_transform([TOTAL_CHARGE])
+            callables = [*callables, fill_missing, attach]
+        return collate(target_keys, callables, **kwargs)
+
+    module.CollateFn = with_charges
+    try:
+        yield
+    finally:
+        module.CollateFn = collate
 
 
 def _shared_seed() -> int | None:

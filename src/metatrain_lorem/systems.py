@@ -93,7 +93,7 @@ def total_charges(systems: list[System], requested: bool, built_in: float) -> to
                 raise ValueError(
                     f"structure {i} of the batch has no total charge, which this model needs: "
                     "extra_data: charge in options files, atoms.info['charge'] in ASE. For engines "
-                    "that can't give it (and for metatrain's LLPR), build it into the model with "
+                    "that can't give it, build it into the model with "
                     "python -m metatrain_lorem set-charge"
                 )
             charges.append(system.get_data("charge").block().values.flatten()[:1])
