@@ -301,8 +301,9 @@ def test_second_plugin_beside_ours(tmp_path, wheel, recipe, order):
     site_packages = environment.site_packages
     (site_packages / "metatrain_dummy").mkdir()
     (site_packages / "metatrain_dummy" / "__init__.py").write_text("name = 'dummy'")
-    integration = renamed("metatrain_lorem/integration.py")
-    (site_packages / "metatrain_dummy" / "integration.py").write_text(integration)
+    for name in ("integration.py", "inspection.py"):
+        path = site_packages / "metatrain_dummy" / name
+        path.write_text(renamed(f"metatrain_lorem/{name}"))
     (site_packages / "_metatrain_dummy_registration.py").write_text(registration)
     # read in the order of the alphabet
     start = site_packages / ("a.pth" if order == "first" else "z.pth")

@@ -12,6 +12,7 @@ from metatrain.utils.data.target_info import get_energy_target_info, get_generic
 
 from metatrain_lorem.__main__ import main
 from metatrain_lorem.commands.report.evaluation import evaluate
+from metatrain_lorem.commands.report.labels import Keys
 from metatrain_lorem.commands.report.parity_plot import _panels, plot_parity
 from metatrain_lorem.commands.report.table import errors
 
@@ -116,7 +117,7 @@ def test_labels_that_do_not_fit(tmp_path, key, label, message):
         frame.info["gap"] = label
     write(tmp_path / "test.xyz", made)
     with pytest.raises(ValueError, match=message):
-        evaluate(tmp_path / "model.pt", tmp_path / "test.xyz", target_keys=dict([key]))
+        evaluate(tmp_path / "model.pt", tmp_path / "test.xyz", Keys(outputs=dict([key])))
 
 
 def test_nothing_to_compare(tmp_path):

@@ -59,19 +59,14 @@ def run(arguments: argparse.Namespace) -> None:
     :raises OSError: if a file can't be read or written
     """
     from .evaluation import evaluate
+    from .labels import Keys
     from .parity_plot import plot_parity
     from .table import errors, format_table, write_csv
 
-    evaluation = evaluate(
-        arguments.model,
-        arguments.test_set,
-        arguments.energy_key,
-        arguments.forces_key,
-        arguments.charges_key,
-        arguments.stress_key,
-        {target: key for target, key in arguments.target_key},
-        arguments.any_charge,
-    )
+    outputs = {"charge": arguments.charges_key}
+    outputs.update((target, key) for target, key in arguments.target_key)
+    keys = Keys(arguments.energy_key, arguments.forces_key, arguments.stress_key, outputs)
+    evaluation = evaluate(arguments.model, arguments.test_set, keys, arguments.any_charge)
     rows = errors(evaluation)
     print(format_table(rows))
     folder = Path(arguments.output)

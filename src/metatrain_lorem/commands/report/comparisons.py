@@ -47,8 +47,7 @@ def find_comparisons(
     capabilities: ModelCapabilities,
     energy: str | None,
     structures: list[ase.Atoms],
-    keys: dict[str, str],
-    stress_key: str,
+    keys: labels.Keys,
     path: str,
 ) -> dict[str, Comparison]:
     """What both the model and the file have besides energies and forces.
@@ -56,25 +55,24 @@ def find_comparisons(
     :param capabilities: of the model
     :param energy: its output that energies and forces come from, if there is one
     :param structures: of the test set
-    :param keys: names in the file of outputs, where they differ from those without ``mtt::``
-    :param stress_key: name of the stress in the file
+    :param keys: names of the labels in the file
     :param path: the file
     :return: by output, and :data:`STRESS`; without predictions yet
     :raises ValueError: for keys of outputs that the model lacks, and labels of another shape
     """
-    unknown = set(keys) - set(capabilities.outputs) - {CHARGE, DIPOLE}
+    unknown = set(keys.outputs) - set(capabilities.outputs) - {CHARGE}
     if unknown:
         known = ", ".join(capabilities.outputs)
         raise ValueError(f"the model has no output {min(unknown)!r}, only: {known}")
     found: dict[str, Comparison] = {}
     if energy is not None:
-        stress = Comparison(False, "eV/Å³", labels.stresses(structures, stress_key))
+        stress = Comparison(False, "eV/Å³", labels.stresses(structures, keys.stress))
         if not all(np.isnan(x).all() for x in stress.references):
             found[STRESS] = stress
     for name, output in capabilities.outputs.items():
         if not is_target(name, capabilities) or name == energy:
             continue
-        key = keys.get(name, name.removeprefix("mtt::"))
+        key = keys.of(name)
         if name == CHARGE:
             comparison = Comparison(True, "e", labels.atomic_charges(structures, key))
         elif name == DIPOLE:

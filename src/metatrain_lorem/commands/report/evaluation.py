@@ -74,11 +74,7 @@ class Evaluation:
 def evaluate(
     model_path: str | Path,
     test_path: str | Path,
-    energy_key: str = "energy",
-    forces_key: str = "forces",
-    charges_key: str = "atomic_charge",
-    stress_key: str = "stress",
-    target_keys: dict[str, str] | None = None,
+    keys: labels.Keys | None = None,
     any_charge: bool = False,
 ) -> Evaluation:
     """Predict what a model gives for a test set: energies and forces, the stress of periodic
@@ -87,17 +83,14 @@ def evaluate(
 
     :param model_path: exported model (``.pt``) or checkpoint (``.ckpt``)
     :param test_path: file with structures, energies in eV and forces in eV/Å, readable by ASE
-    :param energy_key: name of the energy in the file
-    :param forces_key: name of the forces in the file
-    :param charges_key: name of the atomic charges in the file
-    :param stress_key: name of the stress in the file, eV/Å³
-    :param target_keys: names in the file of other targets; by default theirs without ``mtt::``
+    :param keys: names of the labels in the file, where they are not the usual ones
     :param any_charge: go on with structures whose total charge differs from the one that is built
         into the model
     :raises FileNotFoundError: if there is no model file
     :raises ValueError: if labels are missing or of another shape, if the model has nothing that
         could be compared, or for other total charges than the model's
     """
+    keys = labels.Keys() if keys is None else keys
     if not Path(model_path).is_file():
         raise FileNotFoundError(f"no model file {model_path}")
     structures = read(test_path, ":")
@@ -109,11 +102,10 @@ def evaluate(
     capabilities = model.capabilities()
     energy = _energy_output(capabilities)
     if energy is not None:
-        labels.require(structures, str(test_path), energy_key, forces_key)
+        labels.require(structures, str(test_path), keys)
     if not any_charge:
         _refuse_other_charges(model, model_path, structures, test_path)
-    keys = {CHARGE: charges_key, DIPOLE: "dipole_moment", **(target_keys or {})}
-    compared = find_comparisons(capabilities, energy, structures, keys, stress_key, str(test_path))
+    compared = find_comparisons(capabilities, energy, structures, keys, str(test_path))
     if energy is None and len(compared) == 0:
         outputs = ", ".join(capabilities.outputs)
         raise ValueError(
@@ -134,10 +126,10 @@ def evaluate(
         others={n: x for n, x in compared.items() if n not in (STRESS, CHARGE, DIPOLE)},
     )
     if energy is not None:
-        evaluation.energy = np.array([float(atoms.info[energy_key]) for atoms in structures])
+        evaluation.energy = np.array([float(atoms.info[keys.energy]) for atoms in structures])
         evaluation.predicted_energy = np.array(energies)
         evaluation.baseline = _baseline(model, energy, systems)
-        evaluation.forces = np.concatenate([atoms.arrays[forces_key] for atoms in structures])
+        evaluation.forces = np.concatenate([atoms.arrays[keys.forces] for atoms in structures])
         evaluation.predicted_forces = np.concatenate(forces)
     if STRESS in compared:
         evaluation.stress = compared[STRESS].reference

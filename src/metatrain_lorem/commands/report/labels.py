@@ -1,22 +1,45 @@
 """Labels of a test set, one array per structure, NaN where there are none."""
 
+from dataclasses import dataclass, field
+
 import ase
 import ase.stress
 import numpy as np
 
 
-def require(structures: list[ase.Atoms], path: str, energy_key: str, forces_key: str) -> None:
+@dataclass
+class Keys:
+    """Names of the labels in a file."""
+
+    energy: str = "energy"
+    """eV"""
+    forces: str = "forces"
+    """eV/Å"""
+    stress: str = "stress"
+    """eV/Å³"""
+    outputs: dict[str, str] = field(default_factory=dict)
+    """of other outputs, where they differ from those in :meth:`of`"""
+
+    def of(self, output: str) -> str:
+        """
+        :param output: of the model
+        :return: name of its labels
+        """
+        default = "atomic_charge" if output == "charge" else output.removeprefix("mtt::")
+        return self.outputs.get(output, default)
+
+
+def require(structures: list[ase.Atoms], path: str, keys: Keys) -> None:
     """
     :param structures: of the test set
     :param path: its file
-    :param energy_key: name of the energy
-    :param forces_key: name of the forces
-    :raises ValueError: for a structure that lacks them
+    :param keys: names of its labels
+    :raises ValueError: for a structure that lacks energy or forces
     """
     for index, atoms in enumerate(structures):
         for option, key, known in (
-            ("--energy-key", energy_key, atoms.info),
-            ("--forces-key", forces_key, atoms.arrays),
+            ("--energy-key", keys.energy, atoms.info),
+            ("--forces-key", keys.forces, atoms.arrays),
         ):
             if key not in known:
                 raise ValueError(
