@@ -34,12 +34,12 @@ class Comparison:
 
     @property
     def reference(self) -> np.ndarray:
-        """``[N or S, components]``"""
+        """``[atoms or structures, components]``"""
         return np.concatenate(self.references)
 
     @property
     def predicted(self) -> np.ndarray:
-        """``[N or S, components]``"""
+        """``[atoms or structures, components]``"""
         return np.concatenate(self.predictions)
 
 

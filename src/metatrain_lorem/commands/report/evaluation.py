@@ -37,36 +37,39 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Evaluation:
-    """Labels and predictions of S structures with N atoms in all."""
+    """Labels and predictions of a test set."""
 
     composition: np.ndarray
-    """[S, elements] number of atoms of each of ``elements``"""
+    """``[structures, elements]`` number of atoms of each of ``elements``"""
     elements: list[str]
     charge: np.ndarray
-    """[S] total charge in e, NaN where the file has none"""
+    """``[structures]`` total charge in e, NaN where the file has none"""
     symbol: np.ndarray
-    """[N] element of each atom"""
+    """``[atoms]`` element of each atom"""
     structure: np.ndarray
-    """[N] structure of each atom"""
+    """``[atoms]`` structure of each atom"""
     energy: np.ndarray | None = None
-    """[S] reference in eV; None if the model gives no energy"""
+    """``[structures]`` reference in eV; None if the model gives no energy"""
     predicted_energy: np.ndarray | None = None
     baseline: np.ndarray | None = None
-    """[S] sum of the energies per element that the model holds, in eV; None if it holds none"""
+    """``[structures]`` sum of the energies per element that the model holds, in eV; None if it
+    holds none"""
     forces: np.ndarray | None = None
-    """[N, 3] reference in eV/Å"""
+    """``[atoms, 3]`` reference in eV/Å"""
     predicted_forces: np.ndarray | None = None
     stress: np.ndarray | None = None
-    """[S, 9] reference in eV/Å³, NaN where the file has none; None if it has none at all"""
+    """``[structures, 9]`` reference in eV/Å³, NaN where the file has none; None if it has none at
+    all"""
     predicted_stress: np.ndarray | None = None
     atomic_charges: np.ndarray | None = None
-    """[N] reference in e, NaN where the file has none; None if the model gives none"""
+    """``[atoms]`` reference in e, NaN where the file has none; None if the model gives none"""
     predicted_atomic_charges: np.ndarray | None = None
-    """[N] NaN for structures without reference"""
+    """``[atoms]`` NaN for structures without reference"""
     dipoles: np.ndarray | None = None
-    """[S, 3] reference in e Å, NaN where the file has none; None if the model gives none"""
+    """``[structures, 3]`` reference in e Å, NaN where the file has none; None if the model gives
+    none"""
     predicted_dipoles: np.ndarray | None = None
-    """[S, 3] NaN for structures without reference"""
+    """``[structures, 3]`` NaN for structures without reference"""
     others: dict[str, Comparison] = field(default_factory=dict)
     """all other targets that both the model and the file have, by the name of the target"""
 
@@ -232,7 +235,7 @@ def _dipole(block: TensorBlock, unit: str) -> np.ndarray:
 
 
 def _baseline(model: AtomisticModel, energy: str, systems: list[System]) -> np.ndarray | None:
-    """Energies per element that metatrain's models hold, summed: [S] in eV."""
+    """Energies per element that metatrain's models hold, summed ``[structures]``, eV."""
     unit = unit_conversion_factor(model.capabilities().outputs[energy].unit or "eV", "eV")
     output = {energy: ModelOutput(sample_kind="system")}
     for composition in find_modules(model, "CompositionModel"):

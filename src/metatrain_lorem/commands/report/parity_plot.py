@@ -30,9 +30,9 @@ def plot_parity(evaluations: dict[str, Evaluation], path: str | Path) -> None:
         figure = Figure(figsize=(3.7 * len(units), 3.7), layout="compressed")
         row = figure.subplots(1, len(units), squeeze=False)[0]
         for axes, (title, unit) in zip(row, units.items(), strict=True):
-            for color, (label, of_model) in zip(COLORS, panels.items(), strict=False):
-                if title in of_model:
-                    _, reference, predicted, error = of_model[title]
+            for color, (label, model_panels) in zip(COLORS, panels.items(), strict=False):
+                if title in model_panels:
+                    _, reference, predicted, error = model_panels[title]
                     text = f"{label}: RMSE {error}"
                     axes.scatter(reference, predicted, label=text, **_marker(color, reference.size))
             unit = f" ({unit})" if unit else ""
