@@ -220,15 +220,27 @@ def test_metatrain(tmp_path, monkeypatch):
     llpr = {**options, "architecture": {"name": "llpr"}}
     llpr["architecture"]["model"] = {"num_ensemble_members": {"energy": 4}}
     set_charge("model.ckpt", 0.0, "neutral.ckpt")
-    training = {"model_checkpoint": "model.ckpt", "batch_size": 4, "num_workers": 0}
+    training = {"model_checkpoint": "neutral.ckpt", "batch_size": 4, "num_workers": 0}
     llpr["architecture"]["training"] = training
     for name in ("refused", "trained"):
         (tmp_path / name).mkdir()
-    with pytest.raises(ArchitectureError, match="for metatrain's LLPR"):
+    with pytest.raises(ArchitectureError, match="another total charge than .0 e.* LLPR would"):
         train_model(OmegaConf.create(llpr), checkpoint_dir="refused", output="llpr.pt")
-    training["model_checkpoint"] = "neutral.ckpt"
+    training["model_checkpoint"] = "model.ckpt"
     train_model(OmegaConf.create(llpr), checkpoint_dir="trained", output="llpr.pt")
+    # the charge in the result, for engines that give none
+    set_charge("llpr.ckpt", 0.0, "neutral-llpr.ckpt")
+    load_model("neutral-llpr.ckpt").export().save("neutral-llpr.pt")
     neutral = Atoms(frames[1])
-    neutral.calc = MetatomicCalculator("llpr.pt", do_gradients_with_energy=False)
+    neutral.calc = MetatomicCalculator("neutral-llpr.pt", do_gradients_with_energy=False)
     frames[1].info["charge"] = 0.0
-    assert neutral.get_potential_energy() == pytest.approx(frames[1].get_potential_energy())
+    for name in ("model.pt", "llpr.pt"):
+        frames[1].calc = MetatomicCalculator(name, do_gradients_with_energy=False)
+        energy = frames[1].get_potential_energy()
+        assert neutral.get_potential_energy() == pytest.approx(energy, abs=1e-6)
+    outputs = {"energy_uncertainty": ModelOutput(unit="eV", sample_kind="system")}
+    uncertainties = [
+        frame.calc.run_model(frame, outputs)["energy_uncertainty"].block().values.item()
+        for frame in (neutral, frames[1])
+    ]
+    assert uncertainties[0] == pytest.approx(uncertainties[1], rel=1e-4)

@@ -73,7 +73,9 @@ def tell_inputs_from_labels(eval_targets: Callable) -> Callable:
     def evaluate(model, dataset, options, *args, **kwargs):
         if not find_modules(model, "Lorem"):
             return eval_targets(model, dataset, options, *args, **kwargs)
-        _warn_of_other_charges(model, dataset)
+        different = _describe_other_charges(model, dataset)
+        if different is not None:
+            logging.warning(different)
         from metatrain.cli import eval as evaluation
 
         collate = evaluation.CollateFn
@@ -142,6 +144,14 @@ def calibrate_with_charges(get_dataloader: Callable) -> Callable:
     """
 
     def dataloader(llpr, datasets, *args, **kwargs):
+        for dataset in datasets:
+            different = _describe_other_charges(llpr, dataset)
+            if different is not None:
+                raise ValueError(
+                    f"{different}: LLPR would take the errors that come of it for uncertainty. "
+                    "Wrap the model that takes total charges as an input, and build the charge "
+                    "into the result (python -m metatrain_lorem set-charge)"
+                )
         for dataset in datasets if _takes_charges(llpr) else ():
             if not hasattr(dataset[0], "charge"):
                 raise ValueError(
@@ -240,20 +250,22 @@ def _architecture_on_command_line() -> str | None:
         return None  # metatrain will stumble over it, too, and say so
 
 
-def _warn_of_other_charges(model, dataset) -> None:
+def _describe_other_charges(model, dataset) -> str | None:
     """Compare the total charges of a data set with the one that is built into a model.
 
-    :param model: of ours
+    :param model: of ours, or one that wraps it
     :param dataset: structures, which have total charges if the options ask for them
+    :return: a sentence, or None if there is no difference
     """
     built_in = built_in_charge(model)
     if built_in is None or len(dataset) == 0 or not hasattr(dataset[0], "charge"):
-        return
+        return None
     charges = [float(dataset[i].charge.block().values) for i in range(len(dataset))]
     different = other_charges(charges, built_in)
-    if different:
-        logging.warning(
-            f"{len(different)} of {len(dataset)} structures have another total charge than "
-            f"{built_in:+g} e, which the model takes all of them to have; the first is structure "
-            f"{different[0]}, of {charges[different[0]]:+g} e"
-        )
+    if not different:
+        return None
+    return (
+        f"{len(different)} of {len(dataset)} structures have another total charge than "
+        f"{built_in:+g} e, which the model takes all of them to have; the first is structure "
+        f"{different[0]}, of {charges[different[0]]:+g} e"
+    )

@@ -41,7 +41,7 @@ def set_charge(checkpoint_path: str | Path, total_charge: float, output_path: st
     """Write a checkpoint of a model that takes one total charge for all structures.
 
     :param checkpoint_path: checkpoint of a model that was trained with total charges, or with
-        charge equilibration
+        charge equilibration; or of LLPR that wraps such a model
     :param total_charge: in e; a warning is logged where the training data have none like it
     :param output_path: checkpoint to write
     :raises ValueError: for a total charge that is not finite, for a file that is not such a
@@ -53,15 +53,15 @@ def set_charge(checkpoint_path: str | Path, total_charge: float, output_path: st
         raise ValueError(f"the total charge must be a finite number: {total_charge}")
     if Path(output_path).resolve() == Path(checkpoint_path).resolve():
         raise ValueError(f"{output_path} would overwrite the model that takes any total charge")
-    checkpoint = _load(Path(checkpoint_path))
-    data = checkpoint["model_data"]
+    checkpoint, model = _load(Path(checkpoint_path))
+    data = model["model_data"]
     equilibrated = data["model_hypers"]["charge_equilibration"]["enable"]
     if not equilibrated and "charge" not in data["dataset_info"].extra_data:
         raise ValueError(
             f"{checkpoint_path}: the model was trained without total charges and without charge "
             "equilibration, so a total charge has no meaning to it"
         )
-    lowest, highest = checkpoint["model_state_dict"]["total_charge_range"].tolist()
+    lowest, highest = model["model_state_dict"]["total_charge_range"].tolist()
     if not lowest - RANGE_TOLERANCE <= total_charge <= highest + RANGE_TOLERANCE:
         logging.warning(
             f"The total charge {total_charge:g} is outside of the training data's, {lowest:g} to "
@@ -72,18 +72,22 @@ def set_charge(checkpoint_path: str | Path, total_charge: float, output_path: st
     logging.info(f"Wrote {path}, with a total charge of {total_charge:g} e")
 
 
-def _load(path: Path) -> dict[str, Any]:
-    """The checkpoint in a file, in the current version."""
+def _load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The checkpoint in a file, and the one of our model in it, in the current version."""
     from ..model import Lorem
     from ..training.checkpoint_files import read_checkpoint
 
     if path.suffix == ".pt":
         raise ValueError(f"{path} is an exported model; give the checkpoint (.ckpt) it came from")
     checkpoint = read_checkpoint(path)
-    name = checkpoint["architecture_name"]
+    model = checkpoint
+    if checkpoint["architecture_name"] == "llpr":
+        model = checkpoint["wrapped_model_checkpoint"]
+    name = model["architecture_name"]
     if name != "lorem":
         raise ValueError(f"{path} is a checkpoint of {name}, not of lorem")
     try:
-        return Lorem.upgrade_checkpoint(checkpoint)
+        # in place
+        return checkpoint, Lorem.upgrade_checkpoint(model)
     except RuntimeError as error:
         raise ValueError(f"{path}: {error}") from error
