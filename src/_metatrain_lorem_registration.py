@@ -19,11 +19,14 @@ ALIAS = "metatrain.lorem"
 PACKAGE = "metatrain_lorem"
 REGISTRY = "metatrain.utils.architectures"
 REGISTRY_FUNCTIONS = ("find_all_architectures", "get_architecture_path")
-# one function in each of these modules, and what in metatrain_lorem.integration wraps it
+# functions in these modules, and what in metatrain_lorem.integration wraps each
 WRAPPED = {
-    "metatrain.cli.train": ("check_architecture_options", "begin_run"),
-    "metatrain.utils.distributed.logging": ("is_main_process", "write_from_one_process"),
-    "metatrain.cli.eval": ("_eval_targets", "tell_inputs_from_labels"),
+    "metatrain.cli.train": {
+        "validate_base_options": "begin_run",
+        "get_dataset": "read_with_care",
+    },
+    "metatrain.utils.distributed.logging": {"is_main_process": "write_from_one_process"},
+    "metatrain.cli.eval": {"_eval_targets": "tell_inputs_from_labels"},
 }
 
 
@@ -220,18 +223,18 @@ def _list_lorem(registry):
 
 
 def _wrap(module):
-    """Wrap a function of metatrain by one of the package.
+    """Wrap functions of metatrain by those of the package.
 
-    :param module: the module of the function, just executed
+    :param module: the module of the functions, just executed
     """
     from functools import wraps
     from importlib import import_module
 
-    name, wrapper = WRAPPED[module.__name__]
-    if hasattr(module, name):
-        original = getattr(module, name)
-        wrap = getattr(import_module(PACKAGE + ".integration"), wrapper)
-        setattr(module, name, wraps(original)(wrap(original)))
+    for name, wrapper in WRAPPED[module.__name__].items():
+        if hasattr(module, name):
+            original = getattr(module, name)
+            wrap = getattr(import_module(PACKAGE + ".integration"), wrapper)
+            setattr(module, name, wraps(original)(wrap(original)))
 
 
 # reloaded, this module takes the place of its former self

@@ -16,14 +16,8 @@ from torch.utils.data import Dataset
 from .checkpoints import upgrade
 from .training.batches import BatchSize, TrainingBatches, ValidationBatches, build_collate
 from .training.checkpoint_files import write_checkpoint
-from .training.datasets import (
-    check_labels,
-    report_missing,
-    share,
-    structure_index,
-    warn_of_missing_forces,
-    without_missing,
-)
+from .training.checks import check_data
+from .training.datasets import share, structure_index, without_missing
 from .training.distributed import Processes, start_processes
 from .training.epoch import Evaluator, naming_structures, train_epoch, validation_epoch
 from .training.hypers import TrainerHypers
@@ -32,8 +26,7 @@ from .training.memory import check_memory
 from .training.optimizers import build_optimizers, load_states, set_learning_rate
 from .training.progress import ProgressLogger
 from .training.scales import replace_zero_scales
-from .training.total_charges import TotalChargeCheck
-from .training.unscaled import LabelSpread, check_dipole, check_fixed, unscaled_targets, with_fixed
+from .training.unscaled import check_fixed, unscaled_targets, with_fixed
 
 
 class Trainer(TrainerInterface[TrainerHypers]):
@@ -82,7 +75,7 @@ class Trainer(TrainerInterface[TrainerHypers]):
             else f"Training in {dtype} on {processes.device}"
         )
         processes.check_same_split(train_datasets + val_datasets)
-        num_atoms, missing = _check_data(model, train_datasets, val_datasets, processes)
+        num_atoms, missing = check_data(model, train_datasets, val_datasets, processes)
 
         self._continue_or_start(model, processes)
         _place(model, dtype, processes)
@@ -337,47 +330,6 @@ class Trainer(TrainerInterface[TrainerHypers]):
         :raises RuntimeError: for versions that this one does not know
         """
         return upgrade(checkpoint, "trainer", cls.__checkpoint_version__)
-
-
-def _check_data(
-    model: ModelInterface,
-    train_datasets: list[Dataset],
-    val_datasets: list[Dataset],
-    processes: Processes,
-) -> tuple[list[list[int]], bool]:
-    """Check all structures and labels; return the numbers of atoms of this process' training
-    structures, and whether training labels are missing."""
-    targets = model.dataset_info.targets
-    results = []
-    for split, datasets in (("training", train_datasets), ("validation", val_datasets)):
-        part = share(datasets, processes.rank, processes.size)
-        total_charges = TotalChargeCheck.of(model, split)
-        spread = LabelSpread(unscaled_targets(model) if split == "training" else [])
-
-        def look(
-            fields: dict[str, Any],
-            index: int,
-            total_charges: TotalChargeCheck = total_charges,
-            spread: LabelSpread = spread,
-        ) -> None:
-            total_charges.add(fields, index)
-            spread.add(fields)
-            if model.readout.charge_dipole is not None:
-                check_dipole(fields, f"Structure {index} of the {total_charges.split} set")
-
-        counts, num_atoms = check_labels(part, targets, split, processes.device, also=look)
-        counts = {name: processes.sum(count) for name, count in counts.items()}
-        report_missing(counts, split)
-        lowest, highest = total_charges.finish(processes)
-        spread.report(processes)
-        if split == "training" and lowest <= highest:
-            known = model.total_charge_range
-            known[0], known[1] = min(lowest, float(known[0])), max(highest, float(known[1]))
-        results.append((num_atoms, any(count[0] > 0 for count in counts.values())))
-    if not any(len(dataset) > 0 for dataset in val_datasets):
-        logging.info("The validation set is empty: the last model counts as the best")
-    warn_of_missing_forces(targets)
-    return results[0]
 
 
 def _place(model: ModelInterface, dtype: torch.dtype, processes: Processes) -> None:
