@@ -17,12 +17,12 @@ from .checkpoints import upgrade
 from .training.batches import BatchSize, TrainingBatches, ValidationBatches, build_collate
 from .training.checkpoint_files import write_checkpoint
 from .training.checks import check_data
-from .training.datasets import share, structure_index, without_missing
+from .training.datasets import without_missing
 from .training.distributed import Processes, start_processes
-from .training.epoch import Evaluator, naming_structures, train_epoch, validation_epoch
+from .training.epoch import Evaluator, train_epoch, validation_epoch
 from .training.hypers import TrainerHypers
 from .training.loss import GlobalLoss
-from .training.memory import check_memory
+from .training.memory import estimate_memory
 from .training.optimizers import build_optimizers, load_states, set_learning_rate
 from .training.progress import ProgressLogger
 from .training.scales import replace_zero_scales
@@ -75,7 +75,7 @@ class Trainer(TrainerInterface[TrainerHypers]):
             else f"Training in {dtype} on {processes.device}"
         )
         processes.check_same_split(train_datasets + val_datasets)
-        num_atoms, missing = check_data(model, train_datasets, val_datasets, processes)
+        sizes, missing = check_data(model, train_datasets, val_datasets, processes)
 
         self._continue_or_start(model, processes)
         _place(model, dtype, processes)
@@ -88,7 +88,8 @@ class Trainer(TrainerInterface[TrainerHypers]):
         # the loss of a dipole moment is in its own unit, too, not divided by the number of atoms
         per_structure = [*self.hypers["per_structure_targets"], *unscaled_targets(model)]
         evaluator = Evaluator(model, loss, per_structure, dtype, processes)
-        self._estimate_memory(evaluator, train_datasets, num_atoms)
+        max_atoms = self.hypers["max_atoms_per_batch"]
+        estimate_memory(evaluator, train_datasets, sizes, self.hypers["batch_size"], max_atoms)
 
         optimizers = build_optimizers(
             model,
@@ -194,38 +195,6 @@ class Trainer(TrainerInterface[TrainerHypers]):
         train_batches = TrainingBatches(train_datasets, collate, size, self.seed, processes)
         collate = build_collate(model, augment=False)
         return train_batches, ValidationBatches(val_datasets, collate, size, processes)
-
-    def _estimate_memory(
-        self, evaluator: Evaluator, train_datasets: list[Dataset], num_atoms: list[list[int]]
-    ) -> None:
-        """Log what the largest training batch needs; ``num_atoms`` is that of this share."""
-        processes = evaluator.processes
-        shares = share(train_datasets, processes.rank, processes.size)
-        max_atoms = self.hypers["max_atoms_per_batch"]
-        if max_atoms is None:
-            most = max(sum(sorted(sizes)[-self.hypers["batch_size"] :]) for sizes in num_atoms)
-        else:
-            most = max_atoms
-        usable = [
-            (size, dataset, i)
-            for dataset, sizes in enumerate(num_atoms)
-            for i, size in enumerate(sizes)
-            if size <= most
-        ]
-        if not usable:
-            return
-        atoms, dataset, i = max(usable)
-        structure = shares[dataset][i]
-        batch = build_collate(evaluator.model, augment=False)([structure])
-
-        def run() -> None:
-            with naming_structures([structure_index(shares[dataset], i)], "training"):
-                predicted = evaluator.predict(batch, is_training=True)
-            evaluator.loss.values_and_counts(*predicted[1:])
-
-        # parameters, gradients and two moments
-        parameters = sum(p.numel() * p.element_size() for p in evaluator.model.parameters())
-        check_memory(run, most / atoms, 4 * parameters, processes.device)
 
     def _run(
         self,

@@ -1,6 +1,7 @@
 """Few atoms in a large cell: they once took gigabytes for k-vectors or mesh points."""
 
 import ase
+import ase.io
 import numpy as np
 import pytest
 import torch
@@ -135,3 +136,24 @@ def test_limit_of_a_large_box():
     near, far = (abs(energy - isolated) for energy in energies)
     assert far < 1e-4
     assert near / far == pytest.approx(64.0, rel=0.2)
+
+
+def test_estimate_names_the_largest_cell(small, tmp_path, monkeypatch, caplog):
+    """Most atoms elsewhere, most memory here: a slab done on a mesh."""
+    caplog.set_level("INFO")
+    frames = small.structures(8)
+    frames[2].set_cell([30.0, 30.0, 0.0])
+    frames[2].pbc = [True, True, False]
+    for frame in frames:
+        frame.info["energy"] = 0.1
+    ase.io.write(tmp_path / "slab.xyz", frames)
+    dataset, info = small.read(tmp_path / "slab.xyz")
+    model = small.new_model(info)
+    block = model.long_range.coulomb
+    block.settings = block.settings._replace(sparse=False, mesh_threshold=2**40)
+    # nothing recomputed, so that it is stored
+    monkeypatch.setattr("metatrain_lorem.electrostatics.ewald.recomputed", lambda f, *a: f(*a))
+    trainer = small.new_trainer(num_epochs=1)
+    monkeypatch.setattr("metatrain_lorem.training.memory.available_memory", lambda device: 50e6)
+    with pytest.raises(RuntimeError, match=r"number 2 of the training set .*in the cell \[\[30.0"):
+        small.fit(trainer, model, dataset, dataset, tmp_path)

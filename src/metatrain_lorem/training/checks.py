@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from .datasets import share, structure_index
 from .distributed import Processes
 from .files import Run, take_run
+from .memory import Size
 from .total_charges import TOTAL_CHARGE, TotalChargeCheck
 from .unscaled import LabelSpread, check_dipole, unscaled_targets
 
@@ -22,15 +23,15 @@ def check_data(
     train_datasets: list[Dataset],
     val_datasets: list[Dataset],
     processes: Processes,
-) -> tuple[list[list[int]], bool]:
+) -> tuple[list[list[Size]], bool]:
     """Refuse structures and labels that cannot be used, before anything is trained.
 
     :param model: the model
     :param train_datasets: training sets
     :param val_datasets: validation sets
     :param processes: each looks at its share
-    :return: numbers of atoms of the structures in this process' shares of the training sets, and
-        whether training labels are missing
+    :return: sizes of the structures in this process' shares of the training sets, and whether
+        training labels are missing
     :raises ValueError: naming set, structure and quantity; also for the test sets, if ``mtt train``
         has read any
     """
@@ -39,7 +40,7 @@ def check_data(
     if run is not None:
         splits["test"] = run.test_sets(train_datasets)
         warn_of_ignored_charges(run, model)
-    elements, num_atoms, missing = Elements(model), [], False
+    elements, all_sizes, missing = Elements(model), [], False
     for split, datasets in splits.items():
         training = split == "training"
         labels = LabelCheck(model.dataset_info.targets, split)
@@ -61,9 +62,9 @@ def check_data(
                     elements.check(system, structure)
                 elif has_labels:
                     elements.add(system)
-                sizes.append(len(system))
+                sizes.append(Size.of(system))
             if training:
-                num_atoms.append(sizes)
+                all_sizes.append(sizes)
         missing_here = labels.finish(processes)
         lowest, highest = total_charges.finish(processes)
         spread.report(processes)
@@ -77,7 +78,7 @@ def check_data(
     if not any(len(dataset) > 0 for dataset in val_datasets):
         logging.info("The validation set is empty: the last model counts as the best")
     warn_of_missing_forces(model.dataset_info.targets)
-    return num_atoms, missing
+    return all_sizes, missing
 
 
 def set_name(dataset: Dataset, split: str, run: Run | None) -> str:
