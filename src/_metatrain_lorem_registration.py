@@ -21,7 +21,10 @@ REGISTRY = "metatrain.utils.architectures"
 REGISTRY_FUNCTIONS = ("find_all_architectures", "get_architecture_path")
 # functions in these modules, and what in metatrain_lorem.integration wraps them
 WRAPPED = {
-    "metatrain.cli.train": {"check_architecture_options": "begin_run"},
+    "metatrain.cli.train": {
+        "validate_base_options": "begin_run",
+        "get_dataset": "read_with_care",
+    },
     "metatrain.utils.distributed.logging": {"is_main_process": "write_from_one_process"},
     "metatrain.cli.eval": {"_eval_targets": "tell_inputs_from_labels"},
     "metatrain.llpr.model": {

@@ -301,7 +301,9 @@ def test_empty_structure_in_the_data(tmp_path, monkeypatch, number, split):
         frames[number] = Atoms(info={"U0": 0.0})
 
     index = number if split == "training" else number - 6
-    with pytest.raises(ArchitectureError, match=f"Structure {index} of the {split} set has no"):
+    with pytest.raises(
+        ArchitectureError, match=rf"Structure {index} of the {split} set \({split}.xyz\) has no"
+    ):
         train(tmp_path, monkeypatch, change)
 
 

@@ -98,7 +98,7 @@ def integers_of_sums(model, batch):
         blocks.append(model.charge_equilibration.settings)
     for settings in blocks:
         cells, lengths = boundaries.host_cells, boundaries.lengths
-        k, counts = half_space_integers(cells, lengths, settings.k_cutoff)
+        k, counts = half_space_integers(cells, lengths, [settings.k_cutoff] * len(cells))
         for i, integers in enumerate(k.split(counts)):
             sums[i].append({tuple(row) for row in integers.tolist()})
             sums[i].append(mesh_shape(lengths[i], settings.mesh_spacing))

@@ -20,9 +20,9 @@ import sys
 from metatrain.cli import train
 from metatrain.cli.train import is_main_process, BASE_OPTIONS, OmegaConf
 first = is_main_process()
-options = OmegaConf.merge(BASE_OPTIONS, OmegaConf.load(sys.argv[2]))
-hypers = train.get_default_hypers(options["architecture"]["name"], base_precision=32)
-train.check_architecture_options(hypers["name"], hypers)
+options = OmegaConf.load(sys.argv[2])
+train.validate_base_options(OmegaConf.to_container(options))
+options = OmegaConf.merge(BASE_OPTIONS, options)
 assert is_main_process() == first
 print(first, options["seed"])
 """
@@ -31,7 +31,8 @@ TORCHRUN = {"TORCHELASTIC_RUN_ID": "a run", "MASTER_PORT": "1"}
 
 def ranks_and_seeds(folder, architecture, *environments):
     """Which of the processes of a run take themselves for the main one, and their seeds."""
-    (folder / "options.yaml").write_text(f"architecture: {{name: {architecture}}}")
+    data = "training_set: data.xyz\nvalidation_set: 0.1"
+    (folder / "options.yaml").write_text(f"architecture: {{name: {architecture}}}\n{data}")
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", SCRIPT, "train", "options.yaml"],
@@ -108,12 +109,14 @@ def test_a_run_of_another_architecture_in_the_same_process(monkeypatch):
     # otherwise changed for other tests
     monkeypatch.setattr("metatrain.utils.omegaconf.RANDOM_SEED", 5)
     is_main_process = integration.write_from_one_process(lambda: "theirs")
-    check = integration.begin_run(lambda name, options: f"checked {name}")
+    validate = integration.begin_run(lambda options: {**options, "validated": True})
+    read = integration.read_with_care(lambda options: "read by them")
     assert is_main_process() is False
-    assert check("pet", {}) == "checked pet"
-    assert is_main_process() == "theirs"
-    assert check("lorem", {}) == "checked lorem"
-    assert is_main_process() is False
+    for name, is_main in [("pet", "theirs"), ("lorem", False), ("pet", "theirs")]:
+        options = {"architecture": {"name": name}, "training_set": "no-such-file.xyz"}
+        assert validate(options) == {**options, "validated": True}
+        assert is_main_process() == is_main
+    assert read("section") == "read by them"
 
 
 class Other(torch.nn.Module):

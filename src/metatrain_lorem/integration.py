@@ -1,9 +1,9 @@
 """What metatrain gets wrong in runs of this architecture, mended from outside.
 
-When metatrain imports certain modules, in whatever run, the registration replaces one function of
-each by what a function here makes of it. The replacement asks, whenever it is called, whether the
-run or the model is one of ours, and leaves all others to the original. No PyTorch is imported here,
-so that other architectures' runs pay next to nothing.
+When metatrain imports certain modules, in whatever run, the registration replaces functions of
+these by what a function here makes of them. The replacements ask, whenever they are called, whether
+the run or the model is one of ours, and leave all others to the original. No PyTorch is imported
+here, so that other architectures' runs pay next to nothing.
 """
 
 import argparse
@@ -21,27 +21,48 @@ _architecture: str | None = None
 """of the run of ``mtt train`` in this process, once metatrain has read its options"""
 
 
-def begin_run(check_architecture_options: Callable) -> Callable:
-    """Notice which architecture is trained, and give the processes of a distributed run of ours one
-    default seed, hence one split of the data.
+def begin_run(validate_base_options: Callable) -> Callable:
+    """Notice which architecture is trained, on what data, and give the processes of a distributed
+    run of ours one default seed, hence one split of the data.
 
     metatrain draws a seed in each process, for options that set none.
 
-    :param check_architecture_options: of ``metatrain.cli.train``, which each run calls once, before
-        it uses the seed
+    :param validate_base_options: of ``metatrain.cli.train``, which each run calls once, before it
+        looks at the options for anything else
     """
 
-    def check(name, options):
+    def validate(options):
         global _architecture
-        _architecture = name
-        seed = _shared_seed() if name == "lorem" else None
-        if seed is not None:
-            from metatrain.utils import omegaconf
+        validated = validate_base_options(options)
+        _architecture = validated["architecture"]["name"]
+        if _architecture == "lorem":
+            from .training import files
 
-            omegaconf.RANDOM_SEED = seed
-        return check_architecture_options(name, options)
+            files.begin_run(validated)
+            seed = _shared_seed()
+            if seed is not None:
+                from metatrain.utils import omegaconf
 
-    return check
+                omegaconf.RANDOM_SEED = seed
+        return validated
+
+    return validate
+
+
+def read_with_care(get_dataset: Callable) -> Callable:
+    """Name file, structure and key where data cannot be read, and keep what metatrain would drop.
+
+    :param get_dataset: of ``metatrain.cli.train``, called for each section of files
+    """
+
+    def read(options):
+        if _architecture != "lorem":
+            return get_dataset(options)
+        from .training import files
+
+        return files.read(get_dataset, options)
+
+    return read
 
 
 def write_from_one_process(is_main_process: Callable) -> Callable:
@@ -62,7 +83,8 @@ def write_from_one_process(is_main_process: Callable) -> Callable:
 
 
 def tell_inputs_from_labels(eval_targets: Callable) -> Callable:
-    """Keep extra data that are no labels out of the labels of an evaluation.
+    """Keep extra data that are no labels out of the labels of an evaluation, and survive data of
+    which all labels are missing (NaN). After training, missing total charges count as 0, as there.
 
     metatrain takes all data that share a name with an output of the model for its labels. Our
     models have the output ``charge``, charges of atoms, and the input ``charge``, total charges.
@@ -78,18 +100,25 @@ def tell_inputs_from_labels(eval_targets: Callable) -> Callable:
             logging.warning(different)
         from metatrain.cli import eval as evaluation
 
-        collate = evaluation.CollateFn
+        originals = {name: getattr(evaluation, name) for name in ("CollateFn", *_ERRORS)}
         inputs = model.requested_inputs(use_new_names=True)
 
-        def labels_only(target_keys, *others, **more):
+        def labels_only(target_keys, callables):
             labels = [key for key in target_keys if key in options and key not in inputs]
-            return collate(labels, *others, **more)
+            if _architecture == "lorem" and "charge" in inputs:
+                from .training.total_charges import fill_missing
+
+                callables = [fill_missing, *callables]
+            return originals["CollateFn"](labels, callables=callables)
 
         evaluation.CollateFn = labels_only
+        for name in _ERRORS:
+            setattr(evaluation, name, _without_empty(originals[name]))
         try:
             return eval_targets(model, dataset, options, *args, **kwargs)
         finally:
-            evaluation.CollateFn = collate
+            for name, original in originals.items():
+                setattr(evaluation, name, original)
 
     return evaluate
 
@@ -208,6 +237,27 @@ def _collating_charges(module_name: str, model) -> Iterator[None]:
         yield
     finally:
         module.CollateFn = collate
+
+
+_ERRORS = ("RMSEAccumulator", "MAEAccumulator")
+
+
+def _without_empty(accumulator: type) -> type:
+    """Errors over no labels at all are left out, instead of a division by zero.
+
+    :param accumulator: class of metatrain
+    """
+
+    class Accumulator(accumulator):
+        def finalize(self, *args, **kwargs):
+            self.information = {
+                name: (error, count)
+                for name, (error, count) in self.information.items()
+                if count > 0
+            }
+            return super().finalize(*args, **kwargs)
+
+    return Accumulator
 
 
 def _shared_seed() -> int | None:

@@ -16,24 +16,17 @@ from torch.utils.data import Dataset
 from .checkpoints import upgrade
 from .training.batches import BatchSize, TrainingBatches, ValidationBatches, build_collate
 from .training.checkpoint_files import write_checkpoint
-from .training.datasets import (
-    check_labels,
-    report_missing,
-    share,
-    structure_index,
-    warn_of_missing_forces,
-    without_missing,
-)
+from .training.checks import check_data
+from .training.datasets import without_missing
 from .training.distributed import Processes, start_processes
-from .training.epoch import Evaluator, naming_structures, train_epoch, validation_epoch
+from .training.epoch import Evaluator, train_epoch, validation_epoch
 from .training.hypers import TrainerHypers
 from .training.loss import GlobalLoss
-from .training.memory import check_memory
+from .training.memory import estimate_memory
 from .training.optimizers import build_optimizers, load_states, set_learning_rate
 from .training.progress import ProgressLogger
 from .training.scales import replace_zero_scales
-from .training.total_charges import TotalChargeCheck
-from .training.unscaled import LabelSpread, check_dipole, check_fixed, unscaled_targets, with_fixed
+from .training.unscaled import check_fixed, unscaled_targets, with_fixed
 
 
 class Trainer(TrainerInterface[TrainerHypers]):
@@ -82,7 +75,7 @@ class Trainer(TrainerInterface[TrainerHypers]):
             else f"Training in {dtype} on {processes.device}"
         )
         processes.check_same_split(train_datasets + val_datasets)
-        num_atoms, missing = _check_data(model, train_datasets, val_datasets, processes)
+        sizes, missing = check_data(model, train_datasets, val_datasets, processes)
 
         self._continue_or_start(model, processes)
         _place(model, dtype, processes)
@@ -95,7 +88,8 @@ class Trainer(TrainerInterface[TrainerHypers]):
         # the loss of a dipole moment is in its own unit, too, not divided by the number of atoms
         per_structure = [*self.hypers["per_structure_targets"], *unscaled_targets(model)]
         evaluator = Evaluator(model, loss, per_structure, dtype, processes)
-        self._estimate_memory(evaluator, train_datasets, num_atoms)
+        max_atoms = self.hypers["max_atoms_per_batch"]
+        estimate_memory(evaluator, train_datasets, sizes, self.hypers["batch_size"], max_atoms)
 
         optimizers = build_optimizers(
             model,
@@ -202,38 +196,6 @@ class Trainer(TrainerInterface[TrainerHypers]):
         collate = build_collate(model, augment=False)
         return train_batches, ValidationBatches(val_datasets, collate, size, processes)
 
-    def _estimate_memory(
-        self, evaluator: Evaluator, train_datasets: list[Dataset], num_atoms: list[list[int]]
-    ) -> None:
-        """Log what the largest training batch needs; ``num_atoms`` is that of this share."""
-        processes = evaluator.processes
-        shares = share(train_datasets, processes.rank, processes.size)
-        max_atoms = self.hypers["max_atoms_per_batch"]
-        if max_atoms is None:
-            most = max(sum(sorted(sizes)[-self.hypers["batch_size"] :]) for sizes in num_atoms)
-        else:
-            most = max_atoms
-        usable = [
-            (size, dataset, i)
-            for dataset, sizes in enumerate(num_atoms)
-            for i, size in enumerate(sizes)
-            if size <= most
-        ]
-        if not usable:
-            return
-        atoms, dataset, i = max(usable)
-        structure = shares[dataset][i]
-        batch = build_collate(evaluator.model, augment=False)([structure])
-
-        def run() -> None:
-            with naming_structures([structure_index(shares[dataset], i)], "training"):
-                predicted = evaluator.predict(batch, is_training=True)
-            evaluator.loss.values_and_counts(*predicted[1:])
-
-        # parameters, gradients and two moments
-        parameters = sum(p.numel() * p.element_size() for p in evaluator.model.parameters())
-        check_memory(run, most / atoms, 4 * parameters, processes.device)
-
     def _run(
         self,
         evaluator: Evaluator,
@@ -337,47 +299,6 @@ class Trainer(TrainerInterface[TrainerHypers]):
         :raises RuntimeError: for versions that this one does not know
         """
         return upgrade(checkpoint, "trainer", cls.__checkpoint_version__)
-
-
-def _check_data(
-    model: ModelInterface,
-    train_datasets: list[Dataset],
-    val_datasets: list[Dataset],
-    processes: Processes,
-) -> tuple[list[list[int]], bool]:
-    """Check all structures and labels; return the numbers of atoms of this process' training
-    structures, and whether training labels are missing."""
-    targets = model.dataset_info.targets
-    results = []
-    for split, datasets in (("training", train_datasets), ("validation", val_datasets)):
-        part = share(datasets, processes.rank, processes.size)
-        total_charges = TotalChargeCheck.of(model, split)
-        spread = LabelSpread(unscaled_targets(model) if split == "training" else [])
-
-        def look(
-            fields: dict[str, Any],
-            index: int,
-            total_charges: TotalChargeCheck = total_charges,
-            spread: LabelSpread = spread,
-        ) -> None:
-            total_charges.add(fields, index)
-            spread.add(fields)
-            if model.readout.charge_dipole is not None:
-                check_dipole(fields, f"Structure {index} of the {total_charges.split} set")
-
-        counts, num_atoms = check_labels(part, targets, split, processes.device, also=look)
-        counts = {name: processes.sum(count) for name, count in counts.items()}
-        report_missing(counts, split)
-        lowest, highest = total_charges.finish(processes)
-        spread.report(processes)
-        if split == "training" and lowest <= highest:
-            known = model.total_charge_range
-            known[0], known[1] = min(lowest, float(known[0])), max(highest, float(known[1]))
-        results.append((num_atoms, any(count[0] > 0 for count in counts.values())))
-    if not any(len(dataset) > 0 for dataset in val_datasets):
-        logging.info("The validation set is empty: the last model counts as the best")
-    warn_of_missing_forces(targets)
-    return results[0]
 
 
 def _place(model: ModelInterface, dtype: torch.dtype, processes: Processes) -> None:

@@ -14,6 +14,7 @@ import ase.io
 import numpy as np
 from ase.data import atomic_masses
 
+from ..extxyz import read_isotopes, read_one_by_one
 from .prepare_summary import Summary
 
 ROUNDING_LIMIT = 0.1
@@ -27,8 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     parser.description = (
         "Rename what ASE hides from metatrain: charges and initial_charges become the "
-        "column atomic_charge, dipole becomes dipole_moment, total_charge becomes charge. "
-        "Everything else stays. Dipole moments of periodic structures are left out."
+        "column atomic_charge, dipole becomes dipole_moment, total_charge becomes charge; D and T "
+        "become H with the mass of the isotope. Everything else stays. Dipole moments of periodic "
+        "structures are left out."
     )
     parser.add_argument("input", help="structures, e.g. xyz (charges in e, dipoles in e Å)")
     parser.add_argument("output", help="file to write (.xyz)")
@@ -82,10 +84,7 @@ def prepare_file(
         raise ValueError(f"{destination}: let the name end in .xyz, or metatrain cannot read it")
     if destination.exists() and source.exists() and os.path.samefile(source, destination):
         raise ValueError(f"{destination} is the input: choose another name for the output")
-    try:
-        structures = ase.io.read(source, ":")
-    except Exception as error:  # each format of ASE has its own
-        raise ValueError(f"ASE cannot read {source}: {error}") from error
+    structures = _read(source)
     summary = prepare(structures, total_charge_from_sum, dipoles_about_origin)
     temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
     try:
@@ -94,6 +93,15 @@ def prepare_file(
     finally:
         temporary.unlink(missing_ok=True)
     return summary
+
+
+def _read(source: Path) -> list[ase.Atoms]:
+    try:
+        return ase.io.read(source, ":")
+    except Exception as error:  # each format of ASE has its own
+        if source.suffix not in (".xyz", ".extxyz") or not source.is_file():
+            raise ValueError(f"ASE cannot read {source}: {error}") from error
+    return read_one_by_one(source, read_isotopes)
 
 
 def prepare(
@@ -116,6 +124,7 @@ def prepare(
         or of another shape, or if an option cannot be followed
     """
     summary = Summary(structures=len(structures))
+    summary.isotopes = sum(_num_isotopes(atoms) for atoms in structures)
     for index, atoms in enumerate(structures):
         try:
             charges = _rename_charges(atoms, summary)
@@ -139,6 +148,11 @@ def prepare(
         if summary.total_charges:
             atoms.info.setdefault("charge", np.nan)
     return summary
+
+
+def _num_isotopes(atoms: ase.Atoms) -> int:
+    """Atoms of hydrogen whose mass is that of deuterium or tritium."""
+    return int(((atoms.numbers == 1) & (atoms.get_masses() > 1.5)).sum())
 
 
 def _rename_charges(atoms: ase.Atoms, summary: Summary) -> np.ndarray | None:

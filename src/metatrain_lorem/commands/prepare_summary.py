@@ -24,6 +24,8 @@ class Summary:
     """with a total charge, given or rounded"""
     rounded: int = 0
     """whose total charge is the rounded sum of atomic charges"""
+    isotopes: int = 0
+    """atoms of hydrogen with the mass of D or T"""
     sums: list[tuple[int, float, float]] = field(default_factory=list)
     """index, sum of atomic charges and total charge in e of each structure that has both"""
 
@@ -39,6 +41,7 @@ class Summary:
             ("total charge: rounded sum", self.rounded),
             ("periodic: dipole moment left out", self.periodic_dipoles),
             ("initial_charges all zero: no labels", self.zero_initial_charges),
+            ("atoms of D or T, written as H", self.isotopes),
         ]
         lines = [f"{name:<36} {count:>9}" for name, count in rows + [x for x in optional if x[1]]]
         if self.sums:

@@ -257,6 +257,53 @@ def find_boundaries(
     )
 
 
+def least_height(cell: list[float], volume: float) -> float:
+    """
+    :param cell: nine numbers, vectors in rows, Å
+    :param volume: of the cell, Å³
+    :return: least distance of opposite faces, Å
+    """
+    largest = 0.0
+    for d in range(3):
+        a, b = 3 * d, 3 * ((d + 1) % 3)
+        x = cell[a + 1] * cell[b + 2] - cell[a + 2] * cell[b + 1]
+        y = cell[a + 2] * cell[b] - cell[a] * cell[b + 2]
+        z = cell[a] * cell[b + 1] - cell[a + 1] * cell[b]
+        largest = max(largest, math.sqrt(x * x + y * y + z * z))
+    return volume / largest
+
+
+def smearings(boundaries: Boundaries, parameters: SumParameters) -> list[float]:
+    r"""
+    Width of the Gaussians of each structure's sum over k.
+
+    Few atoms in a large cell have more k-vectors, or mesh points, than is worth while. Their
+    Gaussians are as wide as the cell permits: to the same accuracy as ever, what these leave out
+    then lies within half of the cell's least height :math:`h`, where each pair has one image,
+
+    .. math:: \sigma' = \frac{h / 2}{k_c \sigma} , \quad k_c' = k_c \sigma / \sigma' .
+
+    :param boundaries: of the batch
+    :param parameters: of the sum
+    :return: of each structure, Å; the smearing of the parameters unless it is sparse
+    """
+    result: list[float] = []
+    for s, dimension in enumerate(boundaries.dimensions):
+        smearing = parameters.smearing
+        count, volume = boundaries.counts[s], boundaries.host_volumes[s]
+        waves = num_waves(parameters.k_cutoff, volume)
+        # as many as would be done on a mesh if the cell were full
+        few = parameters.sparse and dimension > 0 and 4 * count * count < parameters.max_terms
+        if few and count * waves > parameters.mesh_threshold:
+            product = parameters.k_cutoff * smearing
+            wide = 0.5 * least_height(boundaries.host_cells[s], volume) / product
+            terms = count * (count + num_waves(product / wide, volume))
+            if wide > smearing and terms < volume / parameters.mesh_spacing**3:
+                smearing = wide
+        result.append(smearing)
+    return result
+
+
 def sort_structures(
     boundaries: Boundaries, parameters: SumParameters
 ) -> tuple[list[int], list[int], list[int]]:
@@ -270,14 +317,17 @@ def sort_structures(
     isolated: list[int] = []
     small: list[int] = []
     large: list[int] = []
+    widths = smearings(boundaries, parameters)
     for s, dimension in enumerate(boundaries.dimensions):
         if boundaries.counts[s] == 0:
             continue
         volume = boundaries.host_volumes[s]
-        waves = num_waves(parameters, volume)
+        waves = num_waves(parameters.k_cutoff, volume)
         excess = max(1.0, volume / parameters.mesh_spacing**3 / parameters.mesh_points)
         if dimension == 0:
             isolated.append(s)
+        elif widths[s] > parameters.smearing:
+            small.append(s)
         elif boundaries.counts[s] * waves > parameters.mesh_threshold * excess:
             large.append(s)
         else:

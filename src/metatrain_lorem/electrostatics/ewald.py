@@ -13,7 +13,8 @@ import torch
 
 from ..graph import Graph
 from ..indexing import host_starts, occurrences, recomputed, starts
-from .boundaries import Boundaries
+from ..safe import gaussian_interaction
+from .boundaries import Boundaries, least_height, smearings
 from .padding import group_by_size, padded_atoms, padded_index
 from .parameters import SumParameters, num_waves
 
@@ -27,23 +28,23 @@ class PlaneWaves(NamedTuple):
 
 
 def half_space_integers(
-    cells: list[list[float]], lengths: list[list[float]], k_cutoff: float
+    cells: list[list[float]], lengths: list[list[float]], k_cutoffs: list[float]
 ) -> tuple[torch.Tensor, list[int]]:
     """
-    Integers of all k-vectors up to the cutoff, one of each pair k and -k, for many cells at once.
+    Integers of all k-vectors up to a cutoff, one of each pair k and -k, for many cells at once.
 
     On the host, which knows the cells: no device has to wait for the number of k-vectors.
 
     :param cells: nine numbers each, Å
     :param lengths: of the three vectors of each cell, Å
-    :param k_cutoff: 1/Å
+    :param k_cutoffs: of each cell, 1/Å
     :return: integers of all cells one after another ``[waves, 3]``, and how many each cell has
     """
     bounds: list[list[int]] = []
     sizes: list[int] = []
-    for row in lengths:
+    for s, row in enumerate(lengths):
         # |k . a| <= |k| |a| bounds the integer along the cell vector a
-        bound = [int(k_cutoff * length / (2.0 * math.pi)) for length in row]
+        bound = [int(k_cutoffs[s] * length / (2.0 * math.pi)) for length in row]
         bounds.append(bound)
         sizes.append((bound[0] + 1) * (2 * bound[1] + 1) * (2 * bound[2] + 1))
     n = torch.tensor(bounds)
@@ -65,26 +66,30 @@ def half_space_integers(
     matrices = torch.tensor(cells, dtype=torch.float64).view(-1, 3, 3)
     reciprocal = 2.0 * math.pi * torch.linalg.inv(matrices).transpose(1, 2)
     k = (integers.to(torch.float64).unsqueeze(1) @ reciprocal[cell_index]).squeeze(1)
-    kept = torch.nonzero(half & ((k * k).sum(dim=1) <= k_cutoff**2)).squeeze(1)
+    longest = torch.tensor(k_cutoffs, dtype=torch.float64)[cell_index]
+    kept = torch.nonzero(half & ((k * k).sum(dim=1) <= longest**2)).squeeze(1)
     per_cell: list[int] = occurrences(cell_index[kept], len(sizes)).tolist()
     return integers[kept], per_cell
 
 
 def plane_waves(
-    boundaries: Boundaries, structures: list[int], inverse_cells: torch.Tensor, k_cutoff: float
+    boundaries: Boundaries,
+    structures: list[int],
+    inverse_cells: torch.Tensor,
+    k_cutoffs: list[float],
 ) -> PlaneWaves:
     """
     :param boundaries: of the batch
     :param structures: numbers of some periodic structures
     :param inverse_cells: inverses of their cells ``[structures, 3, 3]``, 1/Å
-    :param k_cutoff: length of the longest k-vector, 1/Å
+    :param k_cutoffs: length of the longest k-vector of each structure of the batch, 1/Å
     :return: their k-vectors; none at all where every cell is that small
     """
     dtype, device = inverse_cells.dtype, inverse_cells.device
     integers, counts = half_space_integers(
         [boundaries.host_cells[s] for s in structures],
         [boundaries.lengths[s] for s in structures],
-        k_cutoff,
+        [k_cutoffs[s] for s in structures],
     )
     first = host_starts(counts)
     # one cell without k-vectors among others: any index does, its mask is false
@@ -153,8 +158,11 @@ class PlaneWaveSum(torch.nn.Module):
         boundaries, device = graph.boundaries, charges.device
         potentials = torch.zeros_like(charges)
         sizes: list[list[int]] = []
+        k_cutoffs: list[float] = []
+        widths = smearings(boundaries, parameters)
         for s, count in enumerate(boundaries.counts):
-            sizes.append([count, int(num_waves(parameters, boundaries.host_volumes[s])) + 1])
+            k_cutoffs.append(parameters.k_cutoff * parameters.smearing / widths[s])
+            sizes.append([count, int(num_waves(k_cutoffs[s], boundaries.host_volumes[s])) + 1])
         recompute = sum([sizes[s][0] * sizes[s][1] for s in structures]) > parameters.max_terms
         for group in group_by_size(structures, sizes):
             most = max([sizes[s][0] for s in group]) * max([sizes[s][1] for s in group])
@@ -164,10 +172,21 @@ class PlaneWaveSum(torch.nn.Module):
                 atoms, mask = padded_atoms(members, boundaries, device)
                 numbers = torch.tensor(members, device=device)
                 inverse_cells = torch.linalg.inv(boundaries.cells[numbers])
-                waves = plane_waves(boundaries, members, inverse_cells, parameters.k_cutoff)
+                waves = plane_waves(boundaries, members, inverse_cells, k_cutoffs)
                 # k and -k count once
                 weights = 2.0 * self.potential.lr_from_k_sq(waves.k_squared) * waves.mask
                 weights = weights / boundaries.volumes[numbers].unsqueeze(1)
+                sparse: list[int] = []
+                for s in members:
+                    if widths[s] > parameters.smearing:
+                        sparse.append(s)
+                if len(sparse) > 0:
+                    wider = torch.tensor(
+                        [widths[s] ** 2 - parameters.smearing**2 for s in members],
+                        dtype=weights.dtype,
+                        device=device,
+                    )
+                    weights = weights * torch.exp(-0.5 * wider.unsqueeze(1) * waves.k_squared)
                 real = mask.unsqueeze(-1).to(charges.dtype)
                 q = charges[atoms] * real
                 fractions = fractional(graph.positions[atoms], inverse_cells)
@@ -179,4 +198,40 @@ class PlaneWaveSum(torch.nn.Module):
                     else:
                         v = v + recomputed(wave_potentials, q, fractions, n, w)
                 potentials = potentials.index_add(0, atoms.flatten(), (v * real).flatten(0, 1))
+                for s in sparse:
+                    begin_atom, end_atom = boundaries.first[s], boundaries.first[s + 1]
+                    own = torch.arange(begin_atom, end_atom, device=device)
+                    narrow = torch.full_like(charges[:1, :1], parameters.smearing**2)
+                    wide = torch.full_like(charges[:1, :1], widths[s] ** 2)
+                    matrix = self.potential.prefactor * image_interaction(graph, s, narrow, wide)
+                    potentials = potentials.index_add(0, own, matrix @ charges[own])
         return potentials
+
+
+def image_interaction(
+    graph: Graph, structure: int, narrow: torch.Tensor, wide: torch.Tensor
+) -> torch.Tensor:
+    """
+    What pairs of Gaussians interact more than pairs of wider ones, for a sparse structure.
+
+    Of each pair the nearest image counts, of an atom with itself the Gaussian's own; the mean over
+    the cell, which no sum over k has, is subtracted.
+
+    :param graph: of the batch
+    :param structure: number of the structure
+    :param narrow: sums of the squared widths, ``[atoms, atoms]`` or one number ``[1, 1]``, Å²
+    :param wide: those of the sum over k, of the same shape, Å²
+    :return: ``[atoms, atoms]``, 1/Å
+    """
+    boundaries = graph.boundaries
+    begin, end = boundaries.first[structure], boundaries.first[structure + 1]
+    positions, cell = graph.positions[begin:end], boundaries.cells[structure]
+    difference = positions.unsqueeze(1) - positions.unsqueeze(0)
+    images = torch.round(difference.detach() @ torch.linalg.inv(cell.detach()))
+    difference = difference - images @ cell
+    squared = (difference * difference).sum(dim=-1)
+    narrow, wide = narrow.expand_as(squared), wide.expand_as(squared)
+    weights = gaussian_interaction(squared, narrow) - gaussian_interaction(squared, wide)
+    height = least_height(boundaries.host_cells[structure], boundaries.host_volumes[structure])
+    weights = torch.where(squared < (0.5 * height) ** 2, weights, torch.zeros_like(weights))
+    return weights - 2.0 * math.pi * (wide - narrow) / boundaries.volumes[structure]

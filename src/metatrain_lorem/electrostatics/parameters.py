@@ -35,15 +35,16 @@ class SumParameters(NamedTuple):
     mesh_threshold: int = MESH_THRESHOLD
     mesh_points: int = MESH_POINTS
     max_terms: int = MAX_TERMS
+    sparse: bool = True  # whether few atoms in a large cell get wider Gaussians
 
 
-def num_waves(parameters: SumParameters, volume: float) -> float:
+def num_waves(k_cutoff: float, volume: float) -> float:
     """
-    :param parameters: of the sum
+    :param k_cutoff: length of the longest k-vector, 1/Å
     :param volume: of a cell, Å³
     :return: about how many k-vectors lie in the sphere, k and -k counted once
     """
-    return parameters.k_cutoff**3 * volume / (12.0 * math.pi**2)
+    return k_cutoff**3 * volume / (12.0 * math.pi**2)
 
 
 def gaussian_range(fraction: float) -> float:

@@ -4,37 +4,104 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from metatomic.torch import System
+from torch.utils.data import Dataset
+
+from .batches import build_collate
+from .datasets import share, structure_index
+from .epoch import Evaluator, naming_structures
 
 ADVICE = (
     "Reduce `batch_size` or `max_atoms_per_batch` (training), or `cutoff`, `num_features`, "
-    "`num_spherical_features` or `max_degree` (model)."
+    "`num_spherical_features` or `max_degree` (model). A molecule needs no periodic box."
 )
 
 
-def check_memory(run: Callable[[], None], scale: float, fixed: int, device: torch.device) -> None:
-    """Log the memory of a training step, from what autograd keeps for the largest structure.
+class Size(NamedTuple):
+    """What the memory of a structure depends on."""
 
-    :param run: forward pass and loss of the largest structure
-    :param scale: atoms of the largest batch, divided by those of the largest structure
-    :param fixed: bytes of parameters, their gradients and moments
-    :param device: device of the model
+    atoms: int
+    volume: float  # of the cell of its sum over k in cubed units of length, zero if isolated
+
+    @classmethod
+    def of(cls, system: System) -> "Size":
+        """
+        :param system: the structure
+        """
+        vectors = system.cell[system.pbc]
+        lengths = torch.linalg.vector_norm(vectors, dim=1)
+        spanned = float(torch.linalg.svdvals(vectors).prod())
+        if len(vectors) < 2:
+            return cls(len(system), 0.0)
+        # slabs get a cell of four times the longest vector
+        return cls(len(system), spanned * (4.0 * float(lengths.max()) if len(vectors) == 2 else 1))
+
+
+def estimate_memory(
+    evaluator: Evaluator,
+    train_datasets: list[Dataset],
+    sizes: list[list[Size]],
+    batch_size: int,
+    max_atoms: int | None,
+) -> None:
+    """Log the memory of a training step, from what autograd keeps for the structure of most atoms
+    (as many as fill a batch) and for that of the largest cell.
+
+    :param evaluator: model and loss
+    :param train_datasets: training sets
+    :param sizes: of the structures in this process' shares of them
+    :param batch_size: structures per batch
+    :param max_atoms: atoms per batch, instead of ``batch_size``
     :raises RuntimeError: if the estimate exceeds the free memory
     """
-    free = available_memory(device)
-    limit = float("inf") if free is None else (free - fixed) / scale
-    try:
-        saved = saved_bytes(run, limit)
-    except MemoryError as error:
-        raise RuntimeError(
-            f"A training step needs more than the {_readable(free)} of memory that are free on "
-            f"{device}. {ADVICE}"
-        ) from error
+    model, processes = evaluator.model, evaluator.processes
+    shares = share(train_datasets, processes.rank, processes.size)
+    most = max_atoms
+    if most is None:
+        most = max(sum(sorted(size.atoms for size in part)[-batch_size:]) for part in sizes)
+    usable = [
+        (size, dataset, i)
+        for dataset, part in enumerate(sizes)
+        for i, size in enumerate(part)
+        if size.atoms <= most
+    ]
+    if not usable:
+        return
+    # parameters, gradients and two moments
+    fixed = 4 * sum(p.numel() * p.element_size() for p in model.parameters())
+    free = available_memory(processes.device)
+    collate = build_collate(model, augment=False)
+    largest = max(usable)
+    widest = max(usable, key=lambda structure: structure[0].volume)
+    needed = 0.0
+    for (size, dataset, i), scale in [(largest, most / largest[0].atoms), (widest, 1.0)]:
+        index, system = structure_index(shares[dataset], i), shares[dataset][i].system
+        batch = collate([shares[dataset][i]])
+
+        def run(batch: Any = batch, index: int = index) -> None:
+            with naming_structures([index], "training"):
+                predicted = evaluator.predict(batch, is_training=True)
+            evaluator.loss.values_and_counts(*predicted[1:])
+
+        limit = float("inf") if free is None else (free - fixed) / scale
+        try:
+            needed = max(needed, scale * saved_bytes(run, limit))
+        except MemoryError as error:
+            cell = "" if size.volume == 0 else f" in the cell {system.cell.tolist()}"
+            raise RuntimeError(
+                f"A training step needs more than the {_readable(free)} of memory that are free on "
+                f"{processes.device}, with structures like number {index} of the training set "
+                f"({size.atoms} atoms{cell}). {ADVICE}"
+            ) from error
+        if widest is largest and scale >= 1.0:
+            break
     # the backward pass adds temporaries, some ten per cent to a half of this
     logging.info(
-        f"The largest training batch needs at least {_readable(scale * saved + fixed)} of memory "
-        f"on {device}" + ("" if free is None else f", where {_readable(free)} are free")
+        f"The largest training batch needs at least {_readable(needed + fixed)} of memory "
+        f"on {processes.device}" + ("" if free is None else f", where {_readable(free)} are free")
     )
 
 

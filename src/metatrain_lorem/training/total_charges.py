@@ -2,6 +2,7 @@
 
 import logging
 import math
+import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,10 @@ TOLERANCE = 0.01
 More than what the digits of a file and the integration grids of charge partitions leave; less than
 what a wrong total charge makes.
 """
+
+OUTLIER = 10.0
+"""Deviation from the median above which a total charge is named, in e plus median deviations: that
+of ions in data of neutral molecules is smaller, that of mistakes mostly larger."""
 
 TensorMaps = dict[str, TensorMap]
 
@@ -61,11 +66,32 @@ def fill_missing(
     return systems, targets, {**extra_data, TOTAL_CHARGE: TensorMap(Labels.single(), [block])}
 
 
+def warn_of_outliers(charges: list[tuple[float, int]], split: str) -> None:
+    """Say which total charges are far from all others, as wrong ones in files may be.
+
+    :param charges: total charges, with the indices of their structures in the data file
+    :param split: ``"training"``, ``"validation"`` or ``"test"``
+    """
+    if not charges:
+        return
+    median = statistics.median(charge for charge, _ in charges)
+    deviation = statistics.median(abs(charge - median) for charge, _ in charges)
+    limit = OUTLIER * (1.0 + deviation)
+    outliers = [(charge, index) for charge, index in charges if abs(charge - median) > limit]
+    if outliers:
+        charge, index = max(outliers, key=lambda outlier: abs(outlier[0] - median))
+        logging.warning(
+            f"{len(outliers)} total charges in the {split} set are more than {limit:g} e from the "
+            f"median, {median:g} e; the furthest is {charge:g} e, of structure {index} (index in "
+            "the data file). Correct or remove them if they are wrong."
+        )
+
+
 @dataclass
 class TotalChargeCheck:
     """Look at the total charges of one split, structure by structure.
 
-    :param split: ``"training"`` or ``"validation"``
+    :param split: ``"training"``, ``"validation"`` or ``"test"``
     :param default: total charge of a structure without, ``None`` for models that know none
     :param reads_data: whether the model takes total charges from the data
     :param has_labels: whether charges of atoms are a target
@@ -80,6 +106,8 @@ class TotalChargeCheck:
     )
     lowest: float = math.inf
     highest: float = -math.inf
+    given: list[tuple[float, int]] = field(default_factory=list)
+    """total charges in the data, with the indices in the data file"""
     worst: tuple[float, int, float, float] = (0.0, -1, 0.0, 0.0)
     """difference, index in the data file, sum of the atomic charges, total charge"""
 
@@ -87,7 +115,7 @@ class TotalChargeCheck:
     def of(cls, model: ModelInterface, split: str) -> "TotalChargeCheck":
         """
         :param model: the model
-        :param split: ``"training"`` or ``"validation"``
+        :param split: ``"training"``, ``"validation"`` or ``"test"``
         :return: the check that suits it
         :raises ValueError: see :func:`check_layout`
         """
@@ -123,6 +151,8 @@ class TotalChargeCheck:
         if math.isnan(total):
             self.counts["missing"] += 1
             total = self.default
+        elif self.reads_data:
+            self.given.append((total, index))
         self.lowest, self.highest = min(self.lowest, total), max(self.highest, total)
 
         if not (self.has_labels and ATOMIC_CHARGE in fields):
@@ -151,6 +181,7 @@ class TotalChargeCheck:
                 f"Total charge: {counts['missing']} of {counts['all']} structures in the "
                 f"{self.split} set have none (missing or NaN) and count as 0",
             )
+        warn_of_outliers([x for check in checks for x in check.given], self.split)
         if counts["different"] > 0:
             _, index, charge, total = max(check.worst for check in checks)
             logging.warning(

@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from ..ewald import fractional, plane_waves
+from ..boundaries import smearings
+from ..ewald import fractional, image_interaction, plane_waves
 from ..padding import group_by_size, padded_atoms
 from ..slab import slab_factors, slab_matrix
 from .gaussians import Interactions, isolated_matrix, pair_variances, self_weights
@@ -26,13 +27,17 @@ def dense_charges(
     boundaries = graph.boundaries
     charges = torch.zeros_like(chi)
     potentials = torch.zeros_like(chi)
-    # the second number keeps isolated structures from sharing a group with periodic ones
+    # the second number keeps isolated, periodic and sparse structures in groups of their own
     sizes: list[list[int]] = []
+    widths = smearings(boundaries, interactions.parameters)
     for s, count in enumerate(boundaries.counts):
-        sizes.append([count, 1 if boundaries.dimensions[s] == 0 else 2])
+        kind = 1 if boundaries.dimensions[s] == 0 else 2
+        sizes.append([count, 4 if widths[s] > interactions.parameters.smearing else kind])
     for group in group_by_size(structures, sizes):
         longest = max([sizes[s][0] for s in group])
         together = max(1, interactions.parameters.max_terms // (longest * longest))
+        if sizes[group[0]][1] == 4:
+            together = 1
         for begin in range(0, len(group), together):
             members = group[begin : begin + together]
             atoms, mask = padded_atoms(members, boundaries, chi.device)
@@ -108,8 +113,18 @@ def periodic_matrix(
     matrix = matrix * (real.unsqueeze(1) * real.unsqueeze(2))
     matrix = matrix + torch.diag_embed(self_weights(widths, parameters.smearing) * real)
 
+    smearing = smearings(boundaries, parameters)
+    if smearing[members[0]] > parameters.smearing:
+        # alone in its group
+        own = species[0]
+        wider = torch.clamp(wide, min=smearing[members[0]] ** 2)
+        matrix = matrix + image_interaction(
+            graph, members[0], wide[own][:, own], wider[own][:, own]
+        )
+        wide = wider
+    k_cutoffs = [parameters.k_cutoff * parameters.smearing / width for width in smearing]
     inverse_cells = torch.linalg.inv(boundaries.cells[numbers])
-    waves = plane_waves(boundaries, members, inverse_cells, parameters.k_cutoff)
+    waves = plane_waves(boundaries, members, inverse_cells, k_cutoffs)
     if waves.mask.size(1) > 0:
         fractions = fractional(positions, inverse_cells)
         present: list[int] = [0]

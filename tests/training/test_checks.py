@@ -10,11 +10,8 @@ from metatrain.utils.data import get_dataset
 from metatrain.utils.data.target_info import get_generic_target_info
 from torch.utils.data import Subset
 
-from metatrain_lorem.training.datasets import (
-    check_labels,
-    check_structure,
-    warn_of_missing_forces,
-)
+from metatrain_lorem.training.checks import check_data, check_structure, warn_of_missing_forces
+from metatrain_lorem.training.distributed import Processes
 
 
 def structure(positions, cell, pbc) -> System:
@@ -68,9 +65,9 @@ def test_structures_in_order(cell, pbc):
 def test_structure_is_named_by_its_index_in_the_file(small):
     dataset, info = small.read(small.file)
     dataset[9].system.positions[1, 2] = math.nan
-    part = Subset(Subset(dataset, range(4, 24)), range(2, 20))
+    train, part = Subset(dataset, range(4)), Subset(Subset(dataset, range(4, 24)), range(2, 20))
     with pytest.raises(ValueError, match="^Structure 9 of the validation set has positions"):
-        check_labels([part], info.targets, "validation", torch.device("cpu"))
+        check_data(small.new_model(info), [train], [part], Processes(torch.device("cpu")))
 
 
 def test_warning_of_energies_without_forces(small, caplog):
