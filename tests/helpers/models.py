@@ -35,6 +35,7 @@ def new_model(
     conditional: bool = False,
     length_unit: str = "angstrom",
     atomic_types=(1, 6, 7, 8),
+    scale: bool = True,
     **hypers,
 ) -> Lorem:
     """A small model with reproducible random weights, for evaluation in double precision.
@@ -45,6 +46,7 @@ def new_model(
     :param conditional: whether the model takes total charges
     :param length_unit: of the data
     :param atomic_types: four of them, with charge equilibration by electronegativity
+    :param scale: whether tensor products are brought to values around one
     :param hypers: other hyperparameters that differ from ``SMALL`` and the defaults
     """
     if targets is None:
@@ -64,7 +66,8 @@ def new_model(
             electronegativity = torch.tensor([-3.0, -1.0, 1.0, 3.0])
             model.charge_equilibration.species_electronegativity += electronegativity
             model.charge_equilibration.raw_hardness += torch.tensor([0.2, -0.1, 0.1, -0.3])
-    scale_tensor_products(model)
+    if scale:
+        scale_tensor_products(model)
     return model
 
 

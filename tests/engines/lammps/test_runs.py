@@ -5,9 +5,11 @@ import shutil
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import models
 from metatomic.torch import ModelOutput
 
 from metatrain_lorem.engines.lammps import build
@@ -197,3 +199,23 @@ print(abs(simulation.numpy.extract_atom("f")[order] - frame.get_forces()).max())
     energy, force = (float(line) for line in result.stdout.split()[-2:])
     assert abs(energy) < 1e-9
     assert force < 1e-9
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("in.cluster", {"charge_equilibration": {"enable": True}, "conditional": True}),
+        ("in.npt", {}),
+    ],
+)
+def test_shown_inputs(lammps, tmp_path, name, options):
+    """The inputs of the documentation, with a small model in place of a trained one."""
+    shown = Path(__file__).parents[3] / "docs" / "examples" / "lammps" / name
+    if not shown.is_file():
+        pytest.skip(f"needs the repository: no file {shown}")
+    model = models.new_model(atomic_types=(6, 8, 11, 17), scale=False, **options)
+    model.export().save(str(tmp_path / "model.pt"))
+    output = lammps.run(tmp_path, shown.read_text())
+    energies = lammps.read_thermo(output)["TotEng" if name == "in.cluster" else "PotEng"]
+    assert len(energies) == 21 and np.isfinite(energies).all()
+    assert len(lammps.read_dump(next(tmp_path.glob("*.dump")))[0]) == 21
