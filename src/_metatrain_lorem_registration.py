@@ -21,7 +21,10 @@ REGISTRY = "metatrain.utils.architectures"
 REGISTRY_FUNCTIONS = ("find_all_architectures", "get_architecture_path")
 # functions in these modules, and what in metatrain_lorem.integration wraps them
 WRAPPED = {
-    "metatrain.cli.train": {"check_architecture_options": "begin_run"},
+    "metatrain.cli.train": {
+        "check_architecture_options": "begin_run",
+        "train_model": "start_from_own_checkpoints",
+    },
     "metatrain.utils.distributed.logging": {"is_main_process": "write_from_one_process"},
     "metatrain.cli.eval": {"_eval_targets": "tell_inputs_from_labels"},
     "metatrain.llpr.model": {
