@@ -24,6 +24,7 @@ WRAPPED = {
     "metatrain.cli.train": {
         "validate_base_options": "begin_run",
         "get_dataset": "read_with_care",
+        "train_model": "start_from_own_checkpoints",
     },
     "metatrain.utils.distributed.logging": {"is_main_process": "write_from_one_process"},
     "metatrain.cli.eval": {"_eval_targets": "tell_inputs_from_labels"},

@@ -245,13 +245,6 @@ def test_truncated_checkpoint(lorem, tmp_path, length):
         load_model(path)
 
 
-def test_new_species_for_an_old_model(lorem):
-    model = lorem.new_model()
-    info = DatasetInfo("angstrom", [1, 18], model.dataset_info.targets)
-    with pytest.raises(ValueError, match=r"new atomic types \[18\]"):
-        model.restart(info)
-
-
 OPTIONS = {
     "seed": 0,
     "device": "cpu",

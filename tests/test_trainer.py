@@ -177,8 +177,8 @@ def test_only_model_checkpoints_in_the_folder(small, tmp_path):
 
 
 def test_checkpoint_of_a_newer_version():
-    with pytest.raises(RuntimeError, match="using trainer version 2, while .* version is 1"):
-        Trainer.upgrade_checkpoint({"trainer_ckpt_version": 2})
+    with pytest.raises(RuntimeError, match="using trainer version 3, while .* version is 2"):
+        Trainer.upgrade_checkpoint({"trainer_ckpt_version": 3})
 
 
 def relabelled(small, tmp_path, change) -> Path:

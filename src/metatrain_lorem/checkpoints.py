@@ -73,6 +73,7 @@ def load(
 
     data = checkpoint["model_data"]
     model = model_class(data["model_hypers"], data["dataset_info"])
+    model.finetunes = context == "finetune"
     if data.get("total_charge") is not None:
         model.total_charge = float(data["total_charge"])
         # models that never knew another charge are neutral without having been told so
@@ -142,3 +143,12 @@ def model_update_v2_v3(checkpoint: dict[str, Any]) -> None:
                 tensor = checkpoint[key].pop(name)
                 new = "readout." + name if name.startswith("heads.") else name
                 checkpoint[key][new] = tensor
+
+
+def trainer_update_v1_v2(checkpoint: dict[str, Any]) -> None:
+    """Since version 2 checkpoints say with what their best value was found.
+
+    :param checkpoint: changed in place
+    """
+    metric = checkpoint["train_hypers"]["best_model_metric"]
+    checkpoint.setdefault("basis", {"best_model_metric": metric})

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 from .inspection import built_in_charge, find_modules, other_charges
 
@@ -63,6 +64,66 @@ def read_with_care(get_dataset: Callable) -> Callable:
         return files.read(get_dataset, options)
 
     return read
+
+
+def start_from_own_checkpoints(train_model: Callable) -> Callable:
+    """Let runs of ours continue only what is ours.
+
+    metatrain takes the newest checkpoint for ``--restart auto``, whichever architecture it is of,
+    e.g. that of an uncertainty made of our model, and fails on it with a KeyError.
+
+    :param train_model: of ``metatrain.cli.train``
+    """
+
+    def train(options, *args, **kwargs):
+        # a plain dictionary or one of OmegaConf; metatrain judges options without architecture
+        architecture = options.get("architecture") or {}
+        if architecture.get("name") == "lorem":
+            finetune = (architecture.get("training") or {}).get("finetune") or {}
+            if kwargs.get("restart_from") is not None:
+                kwargs["restart_from"] = _own_checkpoint(kwargs["restart_from"])
+            elif finetune.get("read_from") is not None:
+                _own_checkpoint(finetune["read_from"])
+        return train_model(options, *args, **kwargs)
+
+    return train
+
+
+def _own_checkpoint(path: str | Path) -> str | Path:
+    """
+    :param path: checkpoint to start from; a Path where metatrain looked for the newest one
+    :return: the same, or the newest one of this architecture
+    :raises ValueError: if that is none of ours
+    """
+    if str(path).endswith(".pt"):
+        raise ValueError(f"{path} is an exported model: give the checkpoint (.ckpt) it came from")
+    name = _architecture_of_checkpoint(path)
+    if name in (None, "lorem"):
+        return path  # metatrain says what is wrong with a file that can't be read
+    if isinstance(path, Path):
+        others = sorted(
+            Path("outputs").glob("*/*/*.ckpt"), key=lambda other: -other.stat().st_mtime
+        )
+        for other in others:
+            if _architecture_of_checkpoint(other) == "lorem":
+                logging.info(f"{path}, the newest checkpoint, is of '{name}': {other} is taken")
+                return other
+    raise ValueError(
+        f"{path} is a checkpoint of '{name}', which 'lorem' can't continue"
+        + (", and there is none of 'lorem' in outputs/" if isinstance(path, Path) else "")
+        + ". Give a checkpoint of 'lorem', for an uncertainty model (llpr) the one it was made from"
+    )
+
+
+def _architecture_of_checkpoint(path: str | Path) -> str | None:
+    """Whose checkpoint a file is, None where it can't be told."""
+    import torch
+
+    try:
+        checkpoint = torch.load(path, weights_only=False, map_location="cpu", mmap=True)
+        return checkpoint["architecture_name"]
+    except Exception:
+        return None
 
 
 def write_from_one_process(is_main_process: Callable) -> Callable:

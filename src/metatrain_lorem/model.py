@@ -32,6 +32,7 @@ from .blocks.long_range import LongRange
 from .blocks.short_range import ShortRange
 from .documentation import ModelHypers, check_hypers
 from .electrostatics.boundaries import Vacuum
+from .extension import stage_names
 from .graph import Graph, GraphBuilder
 from .heads.charges import unscaled_targets
 from .heads.readout import Features, Readout
@@ -83,9 +84,7 @@ class Lorem(ModelInterface[ModelHypers]):
         check_no_atom_pair_targets(dataset_info.targets, "lorem")
         check_hypers(hypers)
         if "spin_multiplicity" in dataset_info.extra_data:
-            raise ValueError(
-                "extra_data: spin_multiplicity is not supported; remove it from the options"
-            )
+            raise ValueError("extra_data: spin_multiplicity is not supported; remove it")
         unit, cutoff = dataset_info.length_unit, float(hypers["cutoff"])
         if unit.lower() not in ("angstrom", "a", ""):
             logging.warning(
@@ -97,8 +96,9 @@ class Lorem(ModelInterface[ModelHypers]):
         # what `set-charge` built in, as text: TorchScript writes 1.0 as "1."
         self.built_in_charge: str = ""
         self.register_buffer("total_charge_range", torch.tensor([torch.inf, -torch.inf]))
-        # set by a restart, for the trainer: the optimizer's state does not fit new parameters
-        self.has_new_parameters: bool = False
+        # for the trainer: loaded for fine-tuning; other parameters and new species since a restart
+        self.finetunes, self.has_new_parameters = False, False
+        self.new_types: list[int] = []
         self.requested_nl = NeighborListOptions(cutoff=cutoff, full_list=True, strict=True)
 
         self.short_range = ShortRange(hypers, len(self.atomic_types))
@@ -129,7 +129,7 @@ class Lorem(ModelInterface[ModelHypers]):
             self.requested_nl,
             Vacuum(least=vacuum, angstrom=angstrom) if electrostatics else None,
         )
-        num_stages = len(restart.stage_names(hypers))
+        num_stages = len(stage_names(hypers))
         self.last_layer_feature_size = num_stages * int(hypers["num_features"])  # for LLPR
         self.readout = Readout(hypers, dataset_info, num_stages)
         self.outputs = self.readout.outputs
@@ -173,6 +173,7 @@ class Lorem(ModelInterface[ModelHypers]):
         :raises ValueError: for structures that can't be evaluated (see :mod:`.graph` and
             :mod:`.electrostatics`)
         """
+        requested, outputs = outputs, self.readout.resolve(outputs)
         with record_function("lorem::graph"):
             warn_of_built_in_charge(self.built_in_charge)
             total_charge = total_charges(systems, self.conditional, self.total_charge)
@@ -210,7 +211,7 @@ class Lorem(ModelInterface[ModelHypers]):
                 results[name] = mts.add(results[name], energy)
             if torch.jit.is_scripting() and charges is not None:
                 results = self.with_response(results, charges, graph)
-        return results
+        return self.readout.rename(results, requested)
 
     def conditioning(self, graph: Graph) -> Optional[torch.Tensor]:
         """What the total charge adds to the scalar features, without charge equilibration."""
@@ -330,8 +331,9 @@ class Lorem(ModelInterface[ModelHypers]):
         # after training the additive models may still be in float64
         self.to(dtype)
         self.additive_models[0].weights_to(torch.device("cpu"), torch.float64)
+        aliases = self.readout.default_outputs()
         capabilities = ModelCapabilities(
-            outputs=self.outputs,
+            outputs={**self.outputs, **{name: self.outputs[x] for name, x in aliases.items()}},
             atomic_types=self.atomic_types,
             interaction_range=self.interaction_range(),
             length_unit=self.dataset_info.length_unit,
@@ -340,6 +342,7 @@ class Lorem(ModelInterface[ModelHypers]):
         )
         # what depends on weights only is evaluated here, in a copy that is never trained
         model = copy.deepcopy(self.eval())
+        model.readout.aliases = aliases
         for module in model.modules():
             if isinstance(module, TensorProduct):
                 module.fold()

@@ -1,85 +1,112 @@
-"""A trained model for more training: new targets, new blocks, new solver settings."""
+"""A trained model for more training: other targets, elements, blocks and solver settings."""
 
-import copy
 import logging
 from typing import Any
 
-import torch
-from metatrain.composition import CompositionModel
 from metatrain.utils.abc import ModelInterface
 from metatrain.utils.architectures import get_default_hypers
 from metatrain.utils.data import DatasetInfo, TargetInfo
-from metatrain.utils.data.atomic_basis_helpers import densify_atomic_basis_dataset_info
 from metatrain.utils.hypers import get_hypers_diff, raise_hypers_mismatch
 
-from .documentation import ModelHypers, check_hypers
-
-BLOCKS = ("charge_equilibration", "long_range")
-"""Blocks that a model may get later, in their order."""
+from .documentation import check_hypers
+from .extension import BLOCKS, extended, newly_unscaled
 
 
 def restart(
     model: ModelInterface, dataset_info: DatasetInfo, hypers: dict[str, Any] | None
 ) -> ModelInterface:
-    """Prepare a model for more training, perhaps with new targets or blocks.
+    """Prepare a model for more training, perhaps with other targets, elements or blocks.
+
+    Targets that the new data lack are dropped: their heads would no longer fit the features. A new
+    target starts from the head, baseline and scale of an old one where both are variants of one
+    quantity (``energy`` and ``energy/r2scan``). A new element starts as the mean of those that the
+    model knows.
 
     :param model: as loaded from a checkpoint
     :param dataset_info: of the new data
-    :param hypers: of the new run. They must equal the model's own, but for how charges are solved
-        for, and for blocks, which may be switched on: a new long-range block starts without any
-        effect on the outputs
+    :param hypers: of the new run. Those given must equal the model's own, but for how charges are
+        solved for, and for blocks, which may be switched on: a new long-range block starts without
+        any effect on the outputs
     :return: the model, or its extended copy
-    :raises ValueError: for other hypers, and for species that the model does not know
+    :raises ValueError: for other hypers, units or layouts of targets
     """
-    if hypers is not None:
-        take_solver(model, hypers.get("charge_equilibration", {}))
-        if hypers.get("norms", model.hypers["norms"]) != model.hypers["norms"]:
-            logging.info(
-                f"`norms` stays {model.hypers['norms']!r}, with which the model was trained"
-            )
-            hypers = {**hypers, "norms": model.hypers["norms"]}
-        defaults = get_default_hypers("lorem")["model"]
-        changes = get_hypers_diff(model.hypers, hypers, default_hypers=defaults)
-        new_blocks = {}
-        for block in BLOCKS:
-            old, new = changes.get(block, ({"enable": True}, {}))
-            if new.get("enable", False) and not old["enable"]:
-                new_blocks[block] = new
-        new_input = "charge" in dataset_info.extra_data and not model.conditional
-        if new_blocks or new_input:
-            extra_data = {**model.dataset_info.extra_data, **dataset_info.extra_data}
-            extended = with_blocks(model, new_blocks, extra_data)
-            if not new_input:
-                extended.conditional = model.conditional
-                extended.total_charge = model.total_charge
-                extended.built_in_charge = model.built_in_charge
-            return restart(extended, dataset_info, hypers)
-        raise_hypers_mismatch(changes)
-
-    merged = model.dataset_info.union(dataset_info)
-    unknown = sorted(set(merged.atomic_types) - set(model.atomic_types))
-    if len(unknown) > 0:
+    blocks = {} if hypers is None else new_blocks(model, hypers)
+    old = model.dataset_info
+    if dataset_info.length_unit != old.length_unit:
         raise ValueError(
-            f"new atomic types {unknown} in the dataset: the model knows {model.atomic_types} "
-            "and can't learn others; train a new one"
+            f"lengths of the new data are in '{dataset_info.length_unit}', those of the checkpoint "
+            f"in '{old.length_unit}': convert the data"
         )
-    new_targets = [name for name in merged.targets if name not in model.dataset_info.targets]
-    densified = densify_atomic_basis_dataset_info(dataset_info).targets
-    for name in new_targets:
-        model.readout.add_target(name, densified[name])
-    model.has_new_parameters = model.has_new_parameters or len(new_targets) > 0
-
-    model.dataset_info = merged
-    targets = {
-        name: target
-        for name, target in dataset_info.targets.items()
-        if CompositionModel.is_valid_target(name, target)
-    }
-    model.additive_models[0] = model.additive_models[0].restart(
-        DatasetInfo(dataset_info.length_unit, model.atomic_types, targets)
+    info = DatasetInfo(
+        old.length_unit,
+        sorted({*model.atomic_types, *dataset_info.atomic_types}),
+        dataset_info.targets,
+        {**old.extra_data, **dataset_info.extra_data},
     )
-    model.scaler = model.scaler.restart(dataset_info)
+    sources = starting_points(old.targets, info.targets)
+    dropped = [name for name in old.targets if name not in info.targets]
+    if dropped:
+        logging.info(
+            f"Targets {dropped} of the checkpoint are not among the new ones and are dropped: the "
+            "features that they are read from are about to change. To keep one, train it along"
+        )
+    new_input = "charge" in dataset_info.extra_data and not model.conditional
+    if not model.conditional and model.total_charge != 0.0 and not new_input:
+        logging.info(
+            f"The checkpoint has a total charge of {model.total_charge:g} e built in, which all "
+            "structures are taken to have (no `extra_data: charge`)"
+        )
+    other_targets = info.targets.keys() != old.targets.keys()
+    if blocks or new_input or other_targets or info.atomic_types != model.atomic_types:
+        model = extended(model, info, blocks, sources)
+        if new_input:
+            model.conditional, model.total_charge = True, 0.0
+            model.built_in_charge = ""
+    model.dataset_info = info
+    # what the trainer has still to fit
+    unscaled = newly_unscaled(model, blocks)
+    new = [name for name in info.targets if name not in sources or name in unscaled]
+    composition = model.additive_models[0]
+    composition._new_outputs = [name for name in new if name in composition.outputs]
+    model.scaler.new_outputs = new
     return model
+
+
+def new_blocks(model: ModelInterface, hypers: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Compare the hypers of a new run with those of the model.
+
+    :param model: changed where it may be, see :func:`take_solver`
+    :param hypers: of the new run
+    :return: blocks to switch on, with their hypers
+    :raises ValueError: for any other difference
+    """
+    defaults = get_default_hypers("lorem")["model"]
+    kept = {
+        name: value
+        for name, value in model.hypers.items()
+        if name not in hypers and value != defaults.get(name)
+    }
+    if kept:
+        logging.info(
+            "What the section `model` leaves out is kept as in the checkpoint, which differs from "
+            f"the defaults in {kept}"
+        )
+    if "charge_equilibration" in hypers:
+        # in a section that is given, what is left out has the default value
+        options = {**defaults["charge_equilibration"], **hypers["charge_equilibration"]}
+        take_solver(model, options)
+    if hypers.get("norms", model.hypers["norms"]) != model.hypers["norms"]:
+        logging.info(f"`norms` stays {model.hypers['norms']!r}, with which the model was trained")
+        hypers = {**hypers, "norms": model.hypers["norms"]}
+    changes = get_hypers_diff(model.hypers, hypers, default_hypers=defaults)
+    blocks = {}
+    for block in BLOCKS:
+        before, now = changes.get(block, ({"enable": True}, {}))
+        if now.get("enable", False) and not before["enable"]:
+            blocks[block] = now
+            del changes[block]
+    raise_hypers_mismatch(changes)
+    return blocks
 
 
 def take_solver(model: ModelInterface, hypers: dict[str, Any]) -> None:
@@ -92,74 +119,57 @@ def take_solver(model: ModelInterface, hypers: dict[str, Any]) -> None:
         return
     options = model.hypers["charge_equilibration"]
     for key in ("solver", "tolerance", "max_iterations"):
-        if hypers.get(key, options[key]) != options[key]:
+        if hypers[key] != options[key]:
             logging.info(f"charge_equilibration.{key} was {options[key]}, now {hypers[key]}")
             options[key] = hypers[key]
     check_hypers(model.hypers)
     model.charge_equilibration.set_solver(options)
 
 
-def stage_names(hypers: ModelHypers) -> list[str]:
+def starting_points(old: dict[str, TargetInfo], new: dict[str, TargetInfo]) -> dict[str, str]:
+    """Find out which targets go on, and under which names.
+
+    :param old: targets of the model
+    :param new: targets of the new data
+    :return: for each new target that starts from one of the model, the name of that one
+    :raises ValueError: if a target of the same name has another unit or layout
     """
-    :param hypers: of a model
-    :return: after what the scalar features are read, in order
-    """
-    names = ["density"]
-    names += [f"message passing {i}" for i in range(int(hypers["num_message_passing"]))]
-    for block in BLOCKS:
-        if hypers[block]["enable"]:
-            names.append(block)
-    return names
-
-
-def with_blocks(
-    model: ModelInterface, blocks: dict[str, dict[str, Any]], extra_data: dict[str, TargetInfo]
-) -> ModelInterface:
-    """The same model with new blocks, whose readouts start at zero.
-
-    A new long-range block has no effect on the outputs yet, nor has the total charge as a new
-    input. A new charge equilibration adds the energy of its charges, and as it updates the
-    features before a long-range block, it changes what that makes of them.
-
-    :param model: left as it is
-    :param blocks: hypers of the new blocks, by name (``charge_equilibration``, ``long_range``)
-    :param extra_data: inputs of the extended model
-    :return: the extended model
-    """
-    hypers = copy.deepcopy(dict(model.hypers))
-    hypers.update(copy.deepcopy(blocks))
-    info = model.dataset_info
-    info = DatasetInfo(info.length_unit, info.atomic_types, info.targets, extra_data)
-    extended = type(model)(hypers, info)
-    extended.to(model.short_range.embedding.weight.dtype)
-    state = extended.state_dict()
-    for name, tensor in state.items():
-        new_field = "long_range" in blocks and name.endswith("field_linear.weight")
-        if new_field or name.startswith("charge_embedding.2."):
-            state[name] = torch.zeros_like(tensor)
-
-    stages = stage_names(hypers)
-    places = [stages.index(stage) for stage in stage_names(model.hypers)]
-    d = int(hypers["num_features"])
-    for name, tensor in model.state_dict().items():
-        if name.startswith("readout.heads.") and name.split(".")[2] not in extended.readout.heads:
-            # a target that is made of the charges now
+    sources = {}
+    for name, target in new.items():
+        if name in old:
+            if not _alike(old[name], target):
+                raise ValueError(
+                    f"target '{name}' was trained as {_describe(old[name])}, the new data have "
+                    f"{_describe(target)}: convert it, or give it another name"
+                )
+            sources[name] = name
             continue
-        if name.endswith("invariants.last_layer.weight"):
-            # sees the features of more stages
-            columns = torch.zeros_like(state[name])
-            for old, new in enumerate(places):
-                columns[:, new * d : (new + 1) * d] = tensor[:, old * d : (old + 1) * d]
-            tensor = columns
-        elif ".invariants.stages." in name:
-            head, rest = name.split(".invariants.stages.")
-            number, parameter = rest.split(".", 1)
-            name = f"{head}.invariants.stages.{places[int(number)]}.{parameter}"
-        if name in state:  # not the total charge's embedding, which charge equilibration replaces
-            state[name] = tensor
-    extended.load_state_dict(state)
-    extended.additive_models[0].sync_tensor_maps()
-    extended.scaler.sync_tensor_maps()
-    extended.metadata = model.metadata
-    extended.has_new_parameters = True
-    return extended
+        variants = [
+            other
+            for other, known in old.items()
+            if other.split("/")[0] == name.split("/")[0] and _alike(known, target)
+        ]
+        if len(variants) == 1:
+            sources[name] = variants[0]
+            logging.info(
+                f"Target '{name}' starts from the head, baseline and scale of '{variants[0]}'"
+            )
+    return sources
+
+
+def _alike(one: TargetInfo, other: TargetInfo) -> bool:
+    """Whether two targets can be read from the same head."""
+    return (
+        (one.quantity, one.unit, one.sample_kind) == (other.quantity, other.unit, other.sample_kind)
+        and one.layout.keys == other.layout.keys
+        and all(
+            a.values.shape[1:] == b.values.shape[1:]
+            for a, b in zip(one.layout.blocks(), other.layout.blocks(), strict=True)
+        )
+    )
+
+
+def _describe(target: TargetInfo) -> str:
+    shapes = [list(block.values.shape[1:]) for block in target.layout.blocks()]
+    quantity = target.quantity or "quantity ''"
+    return f"{quantity} in '{target.unit}' per {target.sample_kind}, values of shape {shapes}"

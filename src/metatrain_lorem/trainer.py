@@ -6,27 +6,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from metatrain.composition import train_or_load_composition_model
-from metatrain.scaler import train_or_load_scaler
 from metatrain.utils.abc import ModelInterface, TrainerInterface
 from metatrain.utils.data import get_num_workers, validate_num_workers
 from metatrain.utils.metrics import get_selected_metric
 from torch.utils.data import Dataset
 
 from .checkpoints import upgrade
+from .training.baseline_shifts import shift_baselines
+from .training.baselines import fit_baselines_and_scales
 from .training.batches import BatchSize, TrainingBatches, ValidationBatches, build_collate
 from .training.checkpoint_files import write_checkpoint
 from .training.checks import check_data
-from .training.datasets import without_missing
 from .training.distributed import Processes, start_processes
 from .training.epoch import Evaluator, train_epoch, validation_epoch
+from .training.fingerprint import basis_of_comparison
 from .training.hypers import TrainerHypers
 from .training.loss import GlobalLoss
 from .training.memory import estimate_memory
 from .training.optimizers import build_optimizers, load_states, set_learning_rate
 from .training.progress import ProgressLogger
-from .training.scales import replace_zero_scales
-from .training.unscaled import check_fixed, unscaled_targets, with_fixed
+from .training.unscaled import unscaled_targets
 
 
 class Trainer(TrainerInterface[TrainerHypers]):
@@ -35,7 +34,7 @@ class Trainer(TrainerInterface[TrainerHypers]):
     :param hypers: hyperparameters, see :class:`TrainerHypers`
     """
 
-    __checkpoint_version__ = 1
+    __checkpoint_version__ = 2
 
     def __init__(self, hypers: TrainerHypers) -> None:
         super().__init__(hypers)
@@ -46,6 +45,8 @@ class Trainer(TrainerInterface[TrainerHypers]):
         self.best_epoch: int | None = None
         self.best_metric: float = float("inf")
         self.best_model_state_dict: dict[str, Any] | None = None
+        # what the best value was found with; None unless the run continues another one
+        self.basis: dict[str, Any] | None = None
 
     def train(
         self,
@@ -77,11 +78,19 @@ class Trainer(TrainerInterface[TrainerHypers]):
         processes.check_same_split(train_datasets + val_datasets)
         sizes, missing = check_data(model, train_datasets, val_datasets, processes)
 
-        self._continue_or_start(model, processes)
+        is_new = self._continue_or_start(model, train_datasets, val_datasets, processes)
         _place(model, dtype, processes)
-        self._fit_baseline_and_scales(model, train_datasets, missing, processes)
+        size = self._batch_size()
+        known = fit_baselines_and_scales(model, self.hypers, train_datasets, missing, processes)
+        if is_new and known:
+            collate = build_collate(model, augment=False)
+            batches = ValidationBatches(train_datasets, collate, size, processes)
+            shift_baselines(model, known, batches, processes)
 
-        train_batches, val_batches = self._batches(model, train_datasets, val_datasets, processes)
+        collate = build_collate(model, augment=self.hypers["rotational_augmentation"])
+        train_batches = TrainingBatches(train_datasets, collate, size, self.seed, processes)
+        collate = build_collate(model, augment=False)
+        val_batches = ValidationBatches(val_datasets, collate, size, processes)
         loss = GlobalLoss(targets=model.dataset_info.targets, config=self.hypers["loss"])
         for name, info in loss.metadata.items():
             logging.info(f"Loss of {name}: {info}")
@@ -102,99 +111,62 @@ class Trainer(TrainerInterface[TrainerHypers]):
         self._run(evaluator, train_batches, val_batches, optimizers, checkpoint_dir)
         processes.finish()
 
-    def _continue_or_start(self, model: ModelInterface, processes: Processes) -> None:
-        """Drop what a checkpoint says about other targets, and choose the seed of the run."""
-        if model.has_new_parameters and self.optimizer_states is not None:
-            logging.info("The model has new targets: optimizer and best model start anew")
-            self.optimizer_states = None
-            self.best_metric, self.best_epoch = float("inf"), None
-            self.best_model_state_dict = None
-        before, now = self.optimizer_before, self.hypers["optimizer"]
-        if self.optimizer_states is not None and before not in (None, now):
-            logging.info(f"`optimizer` was '{before}', now '{now}': it starts anew")
-            self.optimizer_states = None
-        if self.seed is None:
-            self.seed = processes.from_first(torch.initial_seed() % 2**32)
-
-    def _fit_baseline_and_scales(
-        self,
-        model: ModelInterface,
-        train_datasets: list[Dataset],
-        missing: bool,
-        processes: Processes,
-    ) -> None:
-        """Fit the composition model and the scaler to targets that are new to them."""
-        unscaled = unscaled_targets(model)
-        composition = model.additive_models[0]
-        without_baseline = [name for name in unscaled if name in composition.model.target_names]
-        # No checkpoint_dir: `mtt train --restart auto` takes the newest *.ckpt there for ours
-        train_or_load_composition_model(
-            composition_model=composition,
-            atomic_baseline=with_fixed(
-                self.hypers["atomic_baseline"], without_baseline, 0.0, "atomic_baseline"
-            ),
-            train_datasets=without_missing(train_datasets, model.dataset_info.targets)
-            if missing
-            else train_datasets,
-            other_additive_models=list(model.additive_models[1:]),
-            batch_size=self.hypers["batch_size"],
-            is_distributed=processes.is_distributed,
-        )
-        check_fixed(composition.model.weights, without_baseline, 0.0, "atomic_baseline")
-        if self.hypers["scale_targets"]:
-            self._fit_scales(model, unscaled, train_datasets, processes)
-        composition.weights_to(device=processes.device, dtype=torch.float64)
-        model.scaler.scales_to(device=processes.device, dtype=torch.float64)
-
-    def _fit_scales(
-        self,
-        model: ModelInterface,
-        unscaled: list[str],
-        train_datasets: list[Dataset],
-        processes: Processes,
-    ) -> None:
-        if isinstance(self.hypers["fixed_scaling_weights"], str) and not isinstance(
-            self.hypers["atomic_baseline"], str
-        ):
-            raise ValueError(
-                "`fixed_scaling_weights` is a checkpoint, whose scales hold for one baseline only: "
-                "set `atomic_baseline` to the checkpoint of that composition model."
-            )
-        train_or_load_scaler(
-            scaler=model.scaler,
-            fixed_weights=with_fixed(
-                self.hypers["fixed_scaling_weights"], unscaled, 1.0, "fixed_scaling_weights"
-            ),
-            train_datasets=train_datasets,
-            additive_models=model.additive_models,
-            batch_size=self.hypers["batch_size"],
-            is_distributed=processes.is_distributed,
-            per_structure_targets=self.hypers["per_structure_targets"],
-        )
-        check_fixed(model.scaler.model.scales, unscaled, 1.0, "fixed_scaling_weights")
-        replace_zero_scales(model.scaler, model.additive_models[0])
-
-    def _batches(
+    def _continue_or_start(
         self,
         model: ModelInterface,
         train_datasets: list[Dataset],
         val_datasets: list[Dataset],
         processes: Processes,
-    ) -> tuple[TrainingBatches, ValidationBatches]:
+    ) -> bool:
+        """Drop what a checkpoint says about another model or other data, and choose the seed of
+        the run.
+
+        :return: whether data or model are new to what a checkpoint has fitted
+        """
+        before = self.basis
+        self.basis = basis_of_comparison(
+            self.hypers, model.dataset_info.targets, train_datasets, val_datasets, processes
+        )
+        continues = before is not None
+        unknown = [key for key in self.basis if continues and key not in before]
+        if unknown:
+            logging.info(
+                f"The checkpoint does not say its {', '.join(unknown)}: taken to be the same as now"
+            )
+        changed = [key for key, x in self.basis.items() if continues and before.get(key, x) != x]
+        if continues and model.has_new_parameters:
+            logging.info(
+                "Targets, elements, blocks or inputs of the model have changed: optimizer, best "
+                "model and best value start anew"
+            )
+            self.optimizer_states = None
+        elif changed:
+            logging.info(
+                f"Changed since the checkpoint: {', '.join(changed)}. Best model and best value "
+                "start anew. (Without `seed`, a random split into sets changes with every run.)"
+            )
+        if changed or (continues and model.has_new_parameters):
+            self.best_metric, self.best_epoch = float("inf"), None
+            self.best_model_state_dict = None
+        optimizer_before, now = self.optimizer_before, self.hypers["optimizer"]
+        if self.optimizer_states is not None and optimizer_before not in (None, now):
+            logging.info(f"`optimizer` was '{optimizer_before}', now '{now}': it starts anew")
+            self.optimizer_states = None
+        if self.seed is None:
+            self.seed = processes.from_first(torch.initial_seed() % 2**32)
+        return model.finetunes or model.has_new_parameters or "training set" in changed
+
+    def _batch_size(self) -> BatchSize:
         num_workers = self.hypers["num_workers"]
         if num_workers is None:
             num_workers = get_num_workers()
             logging.info(f"`num_workers` not given: {num_workers} processes prepare batches")
         validate_num_workers(num_workers)
-        size = BatchSize(
+        return BatchSize(
             structures=self.hypers["batch_size"],
             max_atoms=self.hypers["max_atoms_per_batch"],
             num_workers=num_workers,
         )
-        collate = build_collate(model, augment=self.hypers["rotational_augmentation"])
-        train_batches = TrainingBatches(train_datasets, collate, size, self.seed, processes)
-        collate = build_collate(model, augment=False)
-        return train_batches, ValidationBatches(val_datasets, collate, size, processes)
 
     def _run(
         self,
@@ -261,6 +233,7 @@ class Trainer(TrainerInterface[TrainerHypers]):
                 "optimizer_states": self.optimizer_states,
                 "best_epoch": self.best_epoch,
                 "best_metric": self.best_metric,
+                "basis": self.basis,
             }
         )
         if self.best_model_state_dict is not None:
@@ -289,6 +262,7 @@ class Trainer(TrainerInterface[TrainerHypers]):
             trainer.best_metric = checkpoint["best_metric"]
             trainer.best_model_state_dict = checkpoint["best_model_state_dict"]
             trainer.optimizer_before = checkpoint["train_hypers"]["optimizer"]
+            trainer.basis = checkpoint["basis"] or {}  # none if it has not been trained here
         return trainer
 
     @classmethod

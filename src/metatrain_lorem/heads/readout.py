@@ -3,6 +3,7 @@
 from typing import Final, NamedTuple
 
 import torch
+from metatensor.torch import TensorMap
 from metatomic.torch import ModelOutput, unit_conversion_factor
 from metatrain.utils.data import DatasetInfo, TargetInfo
 from metatrain.utils.data.atomic_basis_helpers import densify_atomic_basis_dataset_info
@@ -47,6 +48,7 @@ class Readout(torch.nn.Module):
     # TorchScript can't infer types of empty containers, and knows no strings of other modules
     outputs: dict[str, ModelOutput]
     feature_names: dict[str, str]
+    aliases: dict[str, str]
     energy_units: dict[str, float]
     atomic_charge: Final[str]
     dipole_moment: Final[str]
@@ -63,6 +65,7 @@ class Readout(torch.nn.Module):
         self.heads = torch.nn.ModuleDict()
         self.charge_dipole: torch.nn.Module | None = None
         self.feature_names = {}
+        self.aliases = {}  # second names of outputs, in exported models
         self.energy_units = {}
         self.outputs = {}
         self.labels = OutputLabels()
@@ -163,3 +166,42 @@ class Readout(torch.nn.Module):
                     size = len(self.labels.properties[name][0])
                     values[name] = [(unit * charges.energies).unsqueeze(1).expand(-1, size)]
         return values
+
+    def default_outputs(self) -> dict[str, str]:
+        """
+        :return: names that engines look for, and the output to be had by each besides its own name:
+            ``energy``, for the only variant of a model without a default
+        """
+        variants = [name for name in self.outputs if name.startswith("energy/")]
+        if len(variants) == 1 and "energy" not in self.outputs:
+            return {"energy": variants[0]}
+        return {}
+
+    def resolve(self, outputs: dict[str, ModelOutput]) -> dict[str, ModelOutput]:
+        """
+        :param outputs: what is asked for
+        :return: the same by the names of the model
+        :raises ValueError: for one output by both names, per atom and per structure
+        """
+        resolved: dict[str, ModelOutput] = {}
+        for name, output in outputs.items():
+            name = self.aliases.get(name, name)
+            if name in resolved and resolved[name].sample_kind != output.sample_kind:
+                raise ValueError(f"{name} is asked for per atom and per structure at once")
+            resolved[name] = output
+        return resolved
+
+    def rename(
+        self, results: dict[str, TensorMap], outputs: dict[str, ModelOutput]
+    ) -> dict[str, TensorMap]:
+        """
+        :param results: by the names of the model
+        :param outputs: what was asked for
+        :return: the results by the names that were asked for
+        """
+        renamed: dict[str, TensorMap] = {}
+        for name in outputs:
+            own_name = self.aliases.get(name, name)
+            if own_name in results:
+                renamed[name] = results[own_name]
+        return renamed

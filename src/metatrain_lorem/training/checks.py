@@ -103,8 +103,10 @@ class Elements:
 
     def __init__(self, model: ModelInterface) -> None:
         self.types = set(model.atomic_types)
-        # a model that was trained before knows its elements, unless a target is new
-        self.known = set() if model.scaler.new_outputs else set(self.types)
+        # a model that was trained before knows its elements, unless they or a target are new
+        self.known = self.types - set(model.new_types)
+        if model.scaler.new_outputs:
+            self.known = set()
 
     def add(self, system: System) -> None:
         """

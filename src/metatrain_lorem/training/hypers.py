@@ -14,8 +14,8 @@ class FinetuneHypers(TypedDict):
     read_from: str | None = None
     """Checkpoint (``.ckpt``) to start from, ``None`` to start from random weights.
 
-    Its model hyperparameters must be those of the new model, except that long-range interactions
-    may be new (``long_range.enable``), and the model may have other targets.
+    What may differ from the checkpoint is on the page :doc:`fine-tuning`: data, elements, targets,
+    the zero of energy, and blocks that are new.
     """
     method: NotRequired[Literal["full"]] = "full"
     """Which parameters to train: all of them."""
@@ -75,6 +75,8 @@ class TrainerHypers(TypedDict):
     By default a least-squares fit to the training set. ``{"energy": {1: -0.5}}`` fixes the energy
     of hydrogen, ``{"energy": 0.0}`` that of all elements; a path names the checkpoint of a trained
     composition model. Charges of atoms, ``mtt::atomic_charge``, never have a baseline.
+    In fine-tuning, baselines that the checkpoint has move by what the errors of its model have in
+    common, unless they are given here, see :doc:`fine-tuning`.
     """
     scale_targets: bool = True
     """Divide each target by its root mean square over the training set (baseline removed).
@@ -84,7 +86,8 @@ class TrainerHypers(TypedDict):
     """
     fixed_scaling_weights: FixedScalerWeights | str = {}
     """Scales that replace the computed ones: a value per target or per target and element, or the
-    checkpoint of a scaler (then ``atomic_baseline`` must be a checkpoint, too)."""
+    checkpoint of a scaler (then ``atomic_baseline`` must be a checkpoint, too). A target that is
+    trained further keeps its scale; another one here is an error."""
     per_structure_targets: list[str] = []
     """Targets whose losses and errors are taken per structure instead of per atom.
 
