@@ -14,7 +14,7 @@ from .documentation import ModelHypers
 BLOCKS = ("charge_equilibration", "long_range")
 """Blocks that a model may get later, in their order."""
 
-OF_SPECIES = (
+PER_SPECIES = (
     "short_range.embedding.weight",
     "charge_equilibration.species_electronegativity",
     "charge_equilibration.raw_hardness",
@@ -86,7 +86,7 @@ def extended(
     for name, tensor in old_state.items():
         # the total charge's embedding, which charge equilibration replaces, is in one of them only
         if name in state and not name.startswith(BY_TARGET):
-            state[name] = with_rows(tensor, known, state[name]) if name in OF_SPECIES else tensor
+            state[name] = with_rows(tensor, known, state[name]) if name in PER_SPECIES else tensor
     stages = stage_names(hypers)
     places = [stages.index(stage) for stage in stage_names(model.hypers)]
     unscaled = newly_unscaled(new, blocks)
