@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import metatrain_lorem
 from metatrain_lorem.__main__ import COMMANDS, main
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
@@ -34,7 +35,8 @@ finally:
 
 def test_path_of_the_driver(capsys):
     main(["ipi-driver"])
-    assert Path(capsys.readouterr().out.strip()) == SOURCE / "metatrain_lorem/engines/ipi_driver.py"
+    package = Path(metatrain_lorem.__file__).parent
+    assert Path(capsys.readouterr().out.strip()) == package / "engines" / "ipi_driver.py"
 
 
 @pytest.mark.parametrize("arguments", [[], ["no-such-command"], ["report"], ["set-charge", "-x"]])
