@@ -15,7 +15,7 @@ def smooth_norms(features: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
     r"""Norms of groups of components that have all derivatives where a group vanishes,
     :math:`\sqrt{\|x\|^2 + \delta^2} - \delta`.
 
-    :math:`\delta` is a tenth of the root mean square of all features of the atom, so that the
+    :math:`\delta` is the root mean square of all features of the atom, so that the
     result is proportional to their size, whatever it is.
 
     :param features: ``[atoms, components, channels]``
@@ -28,7 +28,7 @@ def smooth_norms(features: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
     components = (features / scale) ** 2
     squares = torch.matmul(members.to(features.dtype), components)
     # an atom without neighbours has no features at all
-    delta = torch.sqrt(0.01 * components.mean(dim=[1, 2], keepdim=True) + 1e-12)
+    delta = torch.sqrt(components.mean(dim=[1, 2], keepdim=True) + 1e-12)
     # the difference of two nearly equal numbers, written without it
     return scale * (squares / (torch.sqrt(squares + delta * delta) + delta))
 

@@ -93,7 +93,7 @@ class SphericalNorms(torch.nn.Module):
     r"""Invariants of spherical features, one per degree and channel.
 
     * ``smooth``: the scalar :math:`\rho_0` itself, and
-      :math:`\sqrt{\|\rho_l\|^2 + \delta^2} - \delta`, where :math:`\delta` is a tenth of the root
+      :math:`\sqrt{\|\rho_l\|^2 + \delta^2} - \delta`, where :math:`\delta` is the root
       mean square over all degrees and channels of the atom. Where symmetry makes a feature vanish,
       as in crystals, the potential then has all derivatives;
     * ``lorem-jax``: :math:`|\rho_0|` and :math:`\|\rho_l\|` (LOREM, arXiv 2507.19382), which have a
