@@ -157,3 +157,24 @@ def test_estimate_names_the_largest_cell(small, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("metatrain_lorem.training.memory.available_memory", lambda device: 50e6)
     with pytest.raises(RuntimeError, match=r"number 2 of the training set .*in the cell \[\[30.0"):
         small.fit(trainer, model, dataset, dataset, tmp_path)
+
+
+@pytest.mark.parametrize("cell", [[7.0, 8.0, 150.0], [60.0, 60.0, 6.5]], ids=["needle", "plate"])
+def test_single_precision_with_many_waves(cell):
+    """Sums over a million k-vectors in one product lost four digits of the self-interaction."""
+    model = models.new_model(charge_equilibration={"enable": True, "solver": "dense"})
+    frame = models.slab()
+    frame.pbc = True
+    frame.set_cell(cell)
+    energies, forces = [], []
+    for dtype in (torch.float64, torch.float32):
+        model = model.to(dtype)
+        (system,) = models.systems(model, [frame])
+        system = system.to(dtype=dtype)
+        system.positions.requires_grad_()
+        energy = model([system], ENERGY)["energy"].block().values
+        forces.append(torch.autograd.grad(energy.sum(), system.positions)[0].double())
+        energies.append(energy.double())
+    scale = forces[0].abs().max()
+    assert (energies[1] - energies[0]).abs().max() < 2e-6 * energies[0].abs().max()
+    assert (forces[1] - forces[0]).abs().max() < 1e-5 * scale

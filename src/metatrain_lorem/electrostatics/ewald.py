@@ -99,6 +99,18 @@ def plane_waves(
     return PlaneWaves(integers=n, k_squared=(k * k).sum(dim=-1), mask=mask)
 
 
+def waves_at_once(parameters: SumParameters, num_atoms: int, like: torch.Tensor) -> int:
+    """
+    :param parameters: of the sum
+    :param num_atoms: atoms of all structures, with padding
+    :param like: any tensor of the floating-point type
+    :return: k-vectors that are summed in one product. In single precision few: sums over many have
+        a rounding error of one sign, 1e-4 of a self-interaction for a million k-vectors
+    """
+    rows = max(1, parameters.max_terms // num_atoms)
+    return min(rows, 256) if like.dtype == torch.float32 else rows
+
+
 def fractional(positions: torch.Tensor, inverse_cells: torch.Tensor) -> torch.Tensor:
     """
     :param positions: ``[structures, atoms, 3]``, Å
@@ -191,7 +203,7 @@ class PlaneWaveSum(torch.nn.Module):
                 q = charges[atoms] * real
                 fractions = fractional(graph.positions[atoms], inverse_cells)
                 v = torch.zeros_like(q)
-                rows = max(1, parameters.max_terms // (atoms.size(0) * atoms.size(1)))
+                rows = waves_at_once(parameters, atoms.numel(), q)
                 for n, w in zip(waves.integers.split(rows, dim=1), weights.split(rows, dim=1)):  # noqa: B905
                     if torch.jit.is_scripting() or not recompute:
                         v = v + wave_potentials(q, fractions, n, w)

@@ -95,6 +95,6 @@ def is_target(name: str, capabilities: ModelCapabilities) -> bool:
     """
     if is_auxiliary_output(name) or name in DEPRECATED_METATOMIC_OUTPUT_NAMES:
         return False
-    if name == "mtt::atomic_charge":
+    if name in ("mtt::atomic_charge", "charges"):
         return CHARGE not in capabilities.outputs  # the same numbers
     return not name.endswith(("_uncertainty", "_ensemble"))

@@ -5,7 +5,7 @@ import math
 import torch
 
 from ..boundaries import smearings
-from ..ewald import fractional, image_interaction, plane_waves
+from ..ewald import fractional, image_interaction, plane_waves, waves_at_once
 from ..padding import group_by_size, padded_atoms
 from ..slab import slab_factors, slab_matrix
 from .gaussians import Interactions, isolated_matrix, pair_variances, self_weights
@@ -132,7 +132,7 @@ def periodic_matrix(
             species = torch.zeros_like(species)
         else:
             present = species_of(graph.structure_species, members)
-        rows = max(1, parameters.max_terms // (atoms.size(0) * atoms.size(1)))
+        rows = waves_at_once(parameters, atoms.numel(), real)
         prefactors = 8.0 * math.pi / waves.k_squared * waves.mask / volumes.unsqueeze(1)
         chunks = zip(  # noqa: B905
             waves.integers.split(rows, dim=1),
