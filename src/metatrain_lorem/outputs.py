@@ -56,13 +56,15 @@ class OutputLabels(torch.nn.Module):
         :param graph: of the batch
         :return: outputs per atom
         """
+        maps: dict[str, TensorMap] = {}
+        if len(values) == 0:
+            return maps
         self.move(graph.system_index.device)
         samples = Labels(
             ["system", "atom"],
             torch.stack([graph.system_index, graph.atom_index], dim=1),
             assume_unique=True,
         )
-        maps: dict[str, TensorMap] = {}
         for name, arrays in values.items():
             blocks: list[TensorBlock] = []
             for i, components in enumerate(self.components[name]):
