@@ -20,6 +20,8 @@ from metatrain.utils.testing import (
     TrainingTests,
 )
 
+from metatrain_lorem.model import Lorem
+
 FOLDER = Path(__file__).parent
 PRESUME_SHORT_RANGE = {"test_prediction_energy_subset_atoms"}
 """Tests in which molecules far apart must not feel each other."""
@@ -118,7 +120,14 @@ class TestTorchscript(TorchscriptTests, LoremTests):
     float_hypers = ["cutoff"]
 
 
-class TestExported(ExportedTests, LoremTests): ...
+class SamePrecision:
+    @pytest.fixture(autouse=True)
+    def same_precision(self, monkeypatch):
+        """The suite gives exported models structures of the precision of their parameters."""
+        monkeypatch.setattr(Lorem, "exports_double", False)
+
+
+class TestExported(SamePrecision, ExportedTests, LoremTests): ...
 
 
 class TestTraining(TrainingTests, LoremTests): ...
@@ -139,7 +148,7 @@ class WithCharges(LoremTests):
 class TestAutogradWithCharges(AutogradTests, WithCharges): ...
 
 
-class TestExportedWithCharges(ExportedTests, WithCharges): ...
+class TestExportedWithCharges(SamePrecision, ExportedTests, WithCharges): ...
 
 
 class TestOutputWithCharges(OutputTests, WithCharges):

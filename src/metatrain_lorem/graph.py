@@ -77,11 +77,12 @@ class GraphBuilder(torch.nn.Module):
         :param systems: structures with their neighbour lists, none empty
         :param total_charge: of each ``[systems]``, e
         :param trained: smallest and largest total charge of the training data ``[2]``, infinite
-            and negative infinite if unknown
-        :return: the graph, differentiable with respect to positions and cells
+            and negative infinite if unknown, in the floating-point type of the model
+        :return: the graph in this type, differentiable with respect to positions and cells
         :raises ValueError: for structures that can't be evaluated
         """
-        return self.build(concatenate(systems, self.neighbor_list, total_charge), trained)
+        graph = self.build(concatenate(systems, self.neighbor_list, total_charge), trained)
+        return in_precision(graph, trained.dtype)
 
     def build(self, batch: Batch, trained: torch.Tensor) -> Graph:
         """
@@ -169,3 +170,52 @@ class GraphBuilder(torch.nn.Module):
             boundaries=boundaries,
             structure_species=structure_species,
         )
+
+
+def in_precision(graph: Graph, dtype: torch.dtype) -> Graph:
+    """
+    The same graph in the floating-point type of a model, for models that take structures in double
+    precision and evaluate in single.
+
+    Differences of positions are taken before, so that their digits do not depend on where the
+    structure is or on how large the cell is. Positions, which enter sums over images, are counted
+    from a point near the first atom of each structure; it moves by jumps, and has no derivatives.
+
+    :param graph: of the batch
+    :param dtype: wanted floating-point type
+    :return: the graph itself if it has that type
+    """
+    if graph.positions.dtype == dtype:
+        return graph
+    first = torch.tensor(graph.boundaries.first[:-1], device=graph.positions.device)
+    jump = 16.0
+    origins = jump * torch.round(graph.positions.detach()[first] / jump)
+    b = graph.boundaries
+    return Graph(
+        positions=(graph.positions - origins[graph.system_index]).to(dtype),
+        species=graph.species,
+        pbc=graph.pbc,
+        cells=graph.cells.to(dtype),
+        total_charge=graph.total_charge.to(dtype),
+        system_index=graph.system_index,
+        atom_index=graph.atom_index,
+        centers=graph.centers,
+        neighbors=graph.neighbors,
+        vectors=graph.vectors.to(dtype),
+        distances=graph.distances.to(dtype),
+        present=graph.present,
+        blocks=graph.blocks,
+        boundaries=Boundaries(
+            counts=b.counts,
+            first=b.first,
+            dimensions=b.dimensions,
+            lengths=b.lengths,
+            host_cells=b.host_cells,
+            host_volumes=b.host_volumes,
+            cells=b.cells.to(dtype),
+            volumes=b.volumes.to(dtype),
+            normals=b.normals.to(dtype),
+            heights=b.heights.to(dtype),
+        ),
+        structure_species=graph.structure_species,
+    )

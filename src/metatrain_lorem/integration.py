@@ -146,9 +146,12 @@ def write_from_one_process(is_main_process: Callable) -> Callable:
 def tell_inputs_from_labels(eval_targets: Callable) -> Callable:
     """Keep extra data that are no labels out of the labels of an evaluation, and survive data of
     which all labels are missing (NaN). After training, missing total charges count as 0, as there.
+    Structures and labels are given in the precision that the model asks for.
 
     metatrain takes all data that share a name with an output of the model for its labels. Our
     models have the output ``charge``, charges of atoms, and the input ``charge``, total charges.
+    And it takes the type of the parameters, which may be single, for that of the structures, which
+    is double.
 
     :param eval_targets: of ``metatrain.cli.eval``
     """
@@ -161,7 +164,9 @@ def tell_inputs_from_labels(eval_targets: Callable) -> Callable:
             logging.warning(different)
         from metatrain.cli import eval as evaluation
 
-        originals = {name: getattr(evaluation, name) for name in ("CollateFn", *_ERRORS)}
+        replaced = ("CollateFn", "batch_to", "evaluate_model", *_ERRORS)
+        originals = {name: getattr(evaluation, name) for name in replaced}
+        dtype = _precision(model)
         inputs = model.requested_inputs(use_new_names=True)
 
         def labels_only(target_keys, callables):
@@ -172,7 +177,16 @@ def tell_inputs_from_labels(eval_targets: Callable) -> Callable:
                 callables = [fill_missing, *callables]
             return originals["CollateFn"](labels, callables=callables)
 
+        def in_precision(*batch, **options):
+            return originals["batch_to"](*batch, **{**options, "dtype": dtype})
+
+        def evaluate_in_precision(model, systems, *arguments, **options):
+            systems = [system.to(dtype=dtype) for system in systems]
+            return originals["evaluate_model"](model, systems, *arguments, **options)
+
         evaluation.CollateFn = labels_only
+        evaluation.batch_to = in_precision
+        evaluation.evaluate_model = evaluate_in_precision
         for name in _ERRORS:
             setattr(evaluation, name, _without_empty(originals[name]))
         try:
@@ -182,6 +196,16 @@ def tell_inputs_from_labels(eval_targets: Callable) -> Callable:
                 setattr(evaluation, name, original)
 
     return evaluate
+
+
+def _precision(model):
+    """
+    :param model: exported
+    :return: floating-point type of the structures that it takes
+    """
+    import torch
+
+    return getattr(torch, model.capabilities().dtype)
 
 
 def offer_calibrated_uncertainties(set_wrapped_model: Callable) -> Callable:
@@ -197,6 +221,8 @@ def offer_calibrated_uncertainties(set_wrapped_model: Callable) -> Callable:
     def set_model(llpr, model):
         if not find_modules(model, "Lorem"):
             return set_wrapped_model(llpr, model)
+        # LLPR evaluates everything in the precision of its own buffers, which it takes from here
+        model.exports_double = False
         names = {name: name.replace("mtt::", "") for name in llpr.dataset_info.targets}
         for name, short in names.items():
             if f"mtt::aux::{short}_last_layer_features" not in model.supported_outputs():

@@ -67,6 +67,7 @@ class Lorem(ModelInterface[ModelHypers]):
     __checkpoint_version__ = 3
     __supported_devices__ = ["cuda", "cpu"]
     __supported_dtypes__ = [torch.float32, torch.float64]
+    exports_double = True  # structures and outputs, whatever the precision of the parameters
     __default_metadata__ = ModelMetadata(
         references={
             "architecture": ["LOREM: https://arxiv.org/abs/2507.19382"],
@@ -195,10 +196,12 @@ class Lorem(ModelInterface[ModelHypers]):
             features = Features(stages=stages, spherical=spherical, field=field)
             values = self.readout(features, charges, graph, list(outputs.keys()))
         with record_function("lorem::outputs"):
-            results = self.readout.labels(values, graph)
+            dtype = systems[0].positions.dtype
+            results = self.readout.labels(values, graph, dtype)
             results = collect(results, outputs, selected_atoms)
             # the energy of the charges is in units of its own, whatever the scales of the targets
-            energies = self.readout.labels(self.readout.charge_energies(charges, outputs), graph)
+            charge_energies = self.readout.charge_energies(charges, outputs)
+            energies = self.readout.labels(charge_energies, graph, dtype)
             energies = collect(energies, outputs, selected_atoms)
             if self.training:
                 # the trainer removes baselines and scales from the targets instead
@@ -338,7 +341,8 @@ class Lorem(ModelInterface[ModelHypers]):
             interaction_range=self.interaction_range(),
             length_unit=self.dataset_info.length_unit,
             supported_devices=self.__supported_devices__,
-            dtype=dtype_to_str(dtype),
+            # of structures and outputs; between them everything is in the type of the parameters
+            dtype="float64" if self.exports_double else dtype_to_str(dtype),
         )
         # what depends on weights only is evaluated here, in a copy that is never trained
         model = copy.deepcopy(self.eval())

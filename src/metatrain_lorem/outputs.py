@@ -50,10 +50,13 @@ class OutputLabels(torch.nn.Module):
         self.components[name] = [[]]
         self.properties[name] = [Labels([label], torch.arange(size).unsqueeze(1))]
 
-    def forward(self, values: dict[str, list[torch.Tensor]], graph: Graph) -> dict[str, TensorMap]:
+    def forward(
+        self, values: dict[str, list[torch.Tensor]], graph: Graph, dtype: torch.dtype
+    ) -> dict[str, TensorMap]:
         """
         :param values: per output one array per block ``[atoms, components ..., properties]``
         :param graph: of the batch
+        :param dtype: floating-point type of the outputs
         :return: outputs per atom
         """
         maps: dict[str, TensorMap] = {}
@@ -69,7 +72,8 @@ class OutputLabels(torch.nn.Module):
             blocks: list[TensorBlock] = []
             for i, components in enumerate(self.components[name]):
                 properties = self.properties[name][i]
-                blocks.append(TensorBlock(arrays[i], samples, components, properties))
+                array = arrays[i].to(dtype)
+                blocks.append(TensorBlock(array, samples, components, properties))
             maps[name] = TensorMap(self.keys[name], blocks)
         return maps
 

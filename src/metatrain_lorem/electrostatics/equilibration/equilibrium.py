@@ -168,12 +168,11 @@ def response(
     :param solver: how to solve
     :return: per structure, to be added to the energies, ``[systems]``
     """
-    result = torch.zeros(len(first) - 1, dtype=energy.dtype, device=energy.device)
-    if not equilibrium.constants.requires_grad:
+    like = equilibrium.constants
+    result = torch.zeros(len(first) - 1, dtype=like.dtype, device=like.device)
+    if not like.requires_grad:
         return result
-    gradient = torch.autograd.grad(
-        [energy], [equilibrium.constants], retain_graph=True, allow_unused=True
-    )[0]
+    gradient = torch.autograd.grad([energy], [like], retain_graph=True, allow_unused=True)[0]
     if gradient is None:
         return result
     for n, s in enumerate(equilibrium.structures):
