@@ -3,6 +3,10 @@
 import shutil
 from importlib.util import find_spec
 
+from docutils import nodes
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.errors import SphinxError
 from sphinx_gallery.sorting import ExplicitOrder
 
 import metatrain_lorem
@@ -14,12 +18,14 @@ version = release = metatrain_lorem.__version__
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosectionlabel",
-    "sphinx.ext.mathjax",
     "myst_parser",
     "sphinx_gallery.gen_gallery",
 ]
 html_theme = "furo"
 html_show_copyright = False
+html_math_renderer = "mathml"
+html_static_path = ["static"]
+html_css_files = ["equations.css"]
 html_title = f"{project} {release}"
 
 autodoc_member_order = "bysource"
@@ -47,4 +53,24 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "remove_config_comments": True,
     "show_signature": False,
+    # its page loads scripts from other hosts
+    "write_computation_times": False,
 }
+
+
+def write_math(translator, node):
+    """Write LaTeX as MathML, which browsers draw by themselves, offline too."""
+    block = isinstance(node, nodes.math_block)
+    # lines of one equation, aligned at &
+    text = node.astext().replace("\n\n", r" \\ ")
+    try:
+        math = tex2mathml(text, as_block=block)
+    except MathError as error:
+        raise SphinxError(f"{node.source}: {error}\n{node.astext()}") from error
+    translator.body.append(f'<div class="math-wrapper">{math}</div>' if block else math)
+    raise nodes.SkipNode
+
+
+def setup(app):
+    """Make this the way in which equations are written."""
+    app.add_html_math_renderer("mathml", (write_math, None), (write_math, None))
