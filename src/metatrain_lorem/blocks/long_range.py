@@ -16,7 +16,7 @@ class LongRange(torch.nn.Module):
 
     Every component of the spherical charges :math:`q_{j,lm}`, and one scalar charge more, is
     treated as a charge whose Coulomb potential
-    :math:`V_{i,lm} = \frac12 \sum_j q_{j,lm} / r_{ij}` is a component of an equivariant field.
+    :math:`V_{i,lm} = \frac{1}{2} \sum_j q_{j,lm} / r_{ij}` is a component of an equivariant field.
     With the exponent 6, a scalar more acts through :math:`1/r^6`, as dispersion does.
 
     :param hypers: of the model

@@ -13,7 +13,7 @@ from .slab import slab_bracket, slab_factors, slab_moments
 
 
 class CoulombSum(torch.nn.Module):
-    r"""Potentials :math:`V_i = \frac12 \sum_j q_j v(r_{ij})` of any number of channels of charges.
+    r"""Potentials :math:`V_i = \frac{1}{2} \sum_j q_j v(r_{ij})` of channels of charges.
 
     All pairs count, periodic images included, without exclusions. Isolated structures are summed
     directly, periodic ones and slabs by Ewald's method; large ones of these on a mesh.

@@ -2,7 +2,7 @@ r"""Interactions of the lattice sums, as potentials of torch-pme.
 
 One such object holds every term of one interaction: in real space, in reciprocal space, of a charge
 with its own Gaussian, of the background. A model's potentials are
-:math:`V_i = \frac12 \sum_j q_j v(r_{ij})`, hence the ``prefactor``.
+:math:`V_i = \frac{1}{2} \sum_j q_j v(r_{ij})`, hence the ``prefactor``.
 """
 
 import math
@@ -95,7 +95,7 @@ class SmoothDispersion(torchpme.InversePowerLawPotential):
 
     def lr_from_k_sq(self, k_sq: torch.Tensor) -> torch.Tensor:
         r"""
-        :math:`\frac{\pi^{3/2}}{\Gamma(3)} (2 \sigma^2)^{-3/2} \frac13 \left[(2 - 4z) e^{-z} +
+        :math:`\frac{\pi^{3/2}}{\Gamma(3)} (2 \sigma^2)^{-3/2} \frac{1}{3} \left[(2 - 4z) e^{-z} +
         4 \sqrt\pi z^{3/2} \mathrm{erfc} \sqrt z\right]` with :math:`z = \sigma^2 k^2 / 2`, as in
         torch-pme.
 

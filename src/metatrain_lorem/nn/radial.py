@@ -25,11 +25,11 @@ class RadialBasis(torch.nn.Module):
 
     With :math:`u = r / r_c`:
 
-    * ``bernstein``: :math:`B_n = \binom{K-1}{n} u^n (1-u)^{K-1-n}`, :math:`n = 0 \dots K-1`
+    * ``bernstein``: :math:`B_n = \binom{K-1}{n} u^n (1-u)^{K-1-n}`, :math:`n = 0 \ldots K-1`
       (LOREM, arXiv 2507.19382);
     * ``bessel``: :math:`B_n = \sqrt{2/r_c}\,\sin((n+1) \pi u) / r` (DimeNet, arXiv 2003.03123,
       eq. 7);
-    * cutoff ``cosine``: :math:`f_c = \frac12 (1 + \cos \pi u)`;
+    * cutoff ``cosine``: :math:`f_c = \frac{1}{2} (1 + \cos \pi u)`;
     * cutoff ``smooth``: :math:`f_c = \exp(1 - 1/(1-u^2))`, all of whose derivatives vanish at
       the cutoff.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import models
+from helpers import docs, models
 from metatomic.torch import ModelOutput
 
 from metatrain_lorem.engines.lammps import build
@@ -219,3 +219,27 @@ def test_shown_inputs(lammps, tmp_path, name, options):
     energies = lammps.read_thermo(output)["TotEng" if name == "in.cluster" else "PotEng"]
     assert len(energies) == 21 and np.isfinite(energies).all()
     assert len(lammps.read_dump(next(tmp_path.glob("*.dump")))[0]) == 21
+
+
+def test_shown_commands(lammps, tmp_path):
+    """The commands of the page: the style, and charges in ``thermo`` and ``dump``."""
+    if not docs.SOURCE.is_dir():
+        pytest.skip(f"needs the repository: no folder {docs.SOURCE}")
+    style, charges = [s.text for s in docs.snippets("engines/lammps.rst") if s.language == "text"]
+    options = {"charge_equilibration": {"enable": True}, "conditional": True}
+    model = models.new_model(atomic_types=(6, 8, 11, 17), scale=False, **options)
+    model.export().save(str(tmp_path / "model.pt"))
+    units, style = style.split("\n", 1)
+    structure = """
+boundary f f f
+region box block 0 9 0 9 0 9
+create_box 2 box
+create_atoms 1 single 2 2 2
+create_atoms 1 single 6 2.1 2
+create_atoms 2 single 4.1 3 2.2
+mass * 20
+"""
+    run = "thermo_style custom step pe c_total\nthermo 10\nfix integrate all nve\nrun 20\n"
+    output = lammps.run(tmp_path, f"{units}\n{structure}{style}{charges}{run}")
+    assert np.allclose(lammps.read_thermo(output)["c_total"], 1.0, atol=1e-6)
+    assert (tmp_path / "out.dump").read_text().count("f_charges") == 3

@@ -4,7 +4,7 @@ As in CELLI (Fuchs, Sanocki, Zavadlav, npj Comput. Mater. 2025, arXiv 2501.19179
 minimise
 
 .. math::
-    E = \sum_i \big(\chi_i q_i + \tfrac12 J_i q_i^2\big) + \tfrac12 q^T C q ,
+    E = \sum_i \bigl(\chi_i q_i + \tfrac{1}{2} J_i q_i^2\bigr) + \tfrac{1}{2} q^T C q ,
     \qquad \sum_i q_i = Q ,
 
 with the hardness J of each species and the Coulomb matrix C of Gaussian charges
