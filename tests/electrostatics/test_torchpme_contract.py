@@ -44,7 +44,6 @@ def test_methods_of_potentials(kernel, name, parameters):
 @pytest.mark.parametrize(
     "owner, name, parameters, override",
     [
-        (MeshInterpolator, "update", ["cell", "ns_mesh"], INTERPOLATOR),
         (MeshInterpolator, "compute_weights", ["positions"], INTERPOLATOR),
         (MeshInterpolator, "points_to_mesh", ["particle_weights"], INTERPOLATOR),
         (MeshInterpolator, "mesh_to_points", ["mesh_vals"], INTERPOLATOR),

@@ -189,6 +189,15 @@ class SplineInterpolator(MeshInterpolator):
         self.shape = [1, 1, 1]
         self.stencil = Stencil(index=torch.zeros(0, dtype=torch.long), weights=torch.zeros(0))
 
+    def set_cell(self, cell: torch.Tensor) -> None:
+        """In place of ``update``, which wants a size of the mesh on the same device; the one given
+        above is no buffer and stays behind where the model moves to a GPU.
+
+        :param cell: cell vectors in rows ``[3, 3]``, Å; the mesh is that of ``shape``
+        """
+        # unlike inv without stopping a GPU; cells without volume have been refused before
+        self.cell, self.inverse_cell = cell, torch.linalg.inv_ex(cell)[0]
+
     def compute_weights(self, positions: torch.Tensor) -> None:
         """
         :param positions: ``[atoms, 3]``, Å
@@ -300,7 +309,7 @@ class MeshSum(torch.nn.Module):
 
         cell = boundaries.cells[structure]
         self.interpolator.shape, self.filter.shape = shape, shape
-        self.interpolator.update(cell)
+        self.interpolator.set_cell(cell)
         self.interpolator.compute_weights(positions)
         self.filter.update(cell)
         mesh = self.filter(self.interpolator.points_to_mesh(charges))
