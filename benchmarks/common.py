@@ -227,6 +227,17 @@ def run_worker(
         return {"failed": _reason(process.returncode, errors.read())}
 
 
+def write_result(path: Path, result: dict) -> None:
+    """Write a result as JSON, all of it or none.
+
+    :param path: file
+    :param result: what to write
+    """
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(result, indent=1) + "\n")
+    unfinished.replace(path)
+
+
 def _reason(code: int, errors: str) -> str:
     words = ("MemoryError", "RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory")
     if code == -9 or any(word in errors for word in words):

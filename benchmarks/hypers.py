@@ -20,7 +20,7 @@ import torch
 from common import describe, digits, format_table, hardware, memory
 from torch_models import MODELS, Model, write_models
 from torch_training import measure_training
-from torch_worker import measure_energy
+from torch_worker import Evaluation, measure_energy
 
 CRYSTALS = Path(__file__).parents[1] / "options" / "data" / "nacl-crystal-train.xyz"
 VARIATIONS = {
@@ -74,8 +74,8 @@ def evaluation(label: str) -> float:
     prepare(label)
     with tempfile.TemporaryDirectory() as folder:
         paths, _ = write_models(["changed"], Path(folder), "", 1, 0)
-        task = {"model": paths["changed"], "precision": 32, "device": "cpu", "atoms": 216}
-        return min(measure_energy({**task, "repetitions": 8, "warm_ups": 6, "save": ""})["times"])
+        task = {"atoms": 216, "repetitions": 8, "warm_ups": 6, "save": ""}
+        return min(measure_energy(Evaluation(paths["changed"], 32, "cpu"), task)["times"])
 
 
 def training(label: str) -> tuple[float, int]:

@@ -43,11 +43,13 @@ class Model(NamedTuple):
 
 
 SHORT_RANGE = {"long_range": {"enable": False}}
-LONG_RANGE = {"long_range": {"enable": True}}
+ENABLED = {"enable": True}
+LONG_RANGE = {"long_range": ENABLED}
 MODELS = {
     "lorem": Model("lorem", exported=False),
     "lorem-exported": Model("lorem"),
-    "lorem-qeq-exported": Model("lorem", {"charge_equilibration": {"enable": True}}),
+    "lorem-qeq-exported": Model("lorem", {"charge_equilibration": ENABLED}),
+    "lorem-qeq-sr-exported": Model("lorem", {**SHORT_RANGE, "charge_equilibration": ENABLED}),
     "lorem-sr-exported": Model("lorem", SHORT_RANGE),
     "lorem-jax": Model("lorem-jax"),
     "lorem-jax-coarse": Model("lorem-jax", wavelength=COARSE_WAVELENGTH),
@@ -82,7 +84,7 @@ def new_model(name: str, atomic_types: list[int], targets: dict[str, TargetInfo]
     model = import_architecture(architecture).__model__(
         hypers, DatasetInfo("angstrom", atomic_types, targets)
     )
-    if name == "lorem-qeq-exported":
+    if name.startswith("lorem-qeq"):
         # charges around 0.6 e
         chi = torch.where(torch.tensor(atomic_types) == CHLORINE, 0.6, -0.6)
         model.charge_equilibration.species_electronegativity.data = chi
@@ -162,7 +164,7 @@ def write_models(
 
 def extensions_folder(path: str) -> str:
     """Where the libraries lie that exported models need, SOAP-BPNN's for example."""
-    return str(Path(path).parent / "extensions")
+    return str(Path(path).with_suffix(".extensions"))
 
 
 def _save(model, path: str) -> None:

@@ -1,6 +1,7 @@
 """Training steps of models of metatrain: forward, forces, gradient of the loss, optimizer."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -50,10 +51,11 @@ def read_data(path: Path) -> tuple[Dataset, dict[str, TargetInfo]]:
     return dataset, targets
 
 
-def measure_training(task: dict) -> dict:
-    """Times in seconds of a training step, and of making its batch from structures in memory.
-
+def prepare_training(task: dict) -> tuple[Callable[[int], float], float]:
+    """
     :param task: see :func:`torch_worker.main`
+    :return: a function of the number of the call that takes one step with every batch and returns
+        the time of a step in seconds; the time of making a batch from structures in memory
     """
     dataset, targets = read_data(Path(task["data"]))
     device = torch.device(task["device"])
@@ -94,4 +96,13 @@ def measure_training(task: dict) -> dict:
             torch.cuda.synchronize(device)
         return (time.perf_counter() - start) / count
 
+    return run, loading
+
+
+def measure_training(task: dict) -> dict:
+    """Times in seconds of a training step, and of making its batch.
+
+    :param task: see :func:`torch_worker.main`
+    """
+    run, loading = prepare_training(task)
     return {"times": measure(run, task["repetitions"]), "loading": loading}

@@ -64,29 +64,54 @@ class Evaluation:
     def forces(self, system: System, energy: torch.Tensor) -> torch.Tensor:
         return -torch.autograd.grad(energy.sum(), system.positions)[0]
 
-    def synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
     def timed(self, work: Callable):
-        """
-        :param work: what to do
-        :return: its result and its time in seconds
-        """
-        self.synchronize()
-        start = time.perf_counter()
-        result = work()
-        self.synchronize()
-        return result, time.perf_counter() - start
+        """See :func:`timed`."""
+        return timed(work, self.device)
 
 
-def measure_energy(task: dict) -> dict:
-    """Times of energy and forces, and of the neighbour list; see :func:`main`."""
-    evaluation = Evaluation(task["model"], task["precision"], task["device"])
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU to finish."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(work: Callable, device: torch.device):
+    """
+    :param work: what to do
+    :param device: where
+    :return: its result and its time in seconds
+    """
+    synchronize(device)
+    start = time.perf_counter()
+    result = work()
+    synchronize(device)
+    return result, time.perf_counter() - start
+
+
+def peak_memory(device: torch.device, before: int) -> int:
+    """Largest memory since the process began, or on a GPU since the last call, bytes.
+
+    :param device: where
+    :param before: memory of the process that does not count, if it is the CPU
+    """
+    if device.type != "cuda":
+        return memory("VmHWM") - before
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
+
+
+def measure_energy(evaluation: Evaluation, task: dict) -> dict:
+    """Times of energy and forces, and of the neighbour list, and peak memory.
+
+    :param evaluation: of the model
+    :param task: see :func:`main`
+    """
     frame = structure(task["atoms"])
     lists: list[float] = []
     evaluation.system(displaced(frame, 0))
     before = memory("VmRSS")
+    peak_memory(evaluation.device, before)
 
     def evaluate(call: int) -> float:
         # other positions each time, so that nothing of the last call can be kept
@@ -96,9 +121,7 @@ def measure_energy(task: dict) -> dict:
         return evaluation.timed(lambda: evaluation.forces(system, evaluation.energy(system)))[1]
 
     times = measure(evaluate, task["repetitions"], task["warm_ups"])
-    peak = memory("VmHWM") - before
-    if evaluation.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(evaluation.device)
+    peak = peak_memory(evaluation.device, before)
     if task["save"]:
         system = evaluation.system(frame)
         energy = evaluation.energy(system)
@@ -133,7 +156,8 @@ def main() -> None:
 
         result = measure_training(task)
     else:
-        result = measure_energy(task)
+        evaluation = Evaluation(task["model"], task["precision"], task["device"])
+        result = measure_energy(evaluation, task)
     print(json.dumps(result))
 
 

@@ -15,6 +15,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import ase
 import ase.io
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -33,15 +34,16 @@ from torch_models import MODELS, missing, no_such_model
 CLUSTERS = 8
 
 
-def write_clusters(path: Path) -> None:
-    """Eight clusters with arbitrary labels."""
+def write_labelled(path: Path, frames: list[ase.Atoms]) -> None:
+    """Structures with arbitrary energies and forces.
+
+    :param path: file to write
+    :param frames: structures
+    """
     rng = np.random.default_rng(0)
-    frames = []
-    for seed in range(CLUSTERS):
-        frame = cluster(seed)
+    for frame in frames:
         labels = {"energy": rng.normal(), "forces": rng.normal(size=(len(frame), 3))}
         frame.calc = SinglePointCalculator(frame, **labels)
-        frames.append(frame)
     ase.io.write(path, frames, format="extxyz")
 
 
@@ -123,7 +125,7 @@ def main() -> None:
         data = arguments.data
         if data is None:
             data = Path(temporary) / "clusters.xyz"
-            write_clusters(data)
+            write_labelled(data, [cluster(seed) for seed in range(CLUSTERS)])
         if len(ase.io.read(data, ":")) < arguments.batch_size:
             parser.error(f"{data} has fewer structures than --batch-size {arguments.batch_size}")
         for number in range(arguments.rounds):

@@ -240,3 +240,28 @@ def test_variations_of_hypers(benchmarks):
         model = models.new_model("changed", [11, 17], models._energy())
         found.add(str(model.hypers))
     assert len(found) == len(variations)
+
+
+def test_gpu_in_one_command(tmp_path):
+    """Here on the CPU. An item that is there is not measured again."""
+    done = tmp_path / "items" / "coulomb-torch-pme-64.json"
+    done.parent.mkdir()
+    item = {"name": done.stem, "kind": "coulomb", "sum": "torch-pme", "atoms": 64}
+    done.write_text(json.dumps({**item, "failed": "too slow"}))
+    output = run("gpu.py", "--device", "cpu", "--quick", "--output", ".", cwd=tmp_path)
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    results = {result["kind"]: result for result in record["results"] if "failed" not in result}
+    assert set(results) == {"agreement", "speed", "launches", "training", "coulomb"}
+    assert len(record["results"]) == 6
+    agreement = results["agreement"]
+    # of the CPU with itself
+    assert set(agreement["double"].values()) == {0.0}
+    assert agreement["single"] == agreement["single_cpu"]
+    assert 0.0 < max(agreement["single"].values()) < 1e-4
+    assert 0.0 < max(agreement["differences"].values()) < 1e-8
+    for kind in ("launches", "training", "coulomb"):
+        assert results[kind]["operators"] > 100
+    assert "too slow" in output
+    page = (tmp_path / "gpu.rst").read_text()
+    assert "Training steps" in page and ".. image:: gpu.png" in page
+    assert (tmp_path / "gpu.png").stat().st_size > 1000

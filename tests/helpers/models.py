@@ -67,7 +67,12 @@ def new_model(
             model.charge_equilibration.species_electronegativity += electronegativity
             model.charge_equilibration.raw_hardness += torch.tensor([0.2, -0.1, 0.1, -0.3])
     if scale:
-        scale_tensor_products(model)
+        frame = bulk()
+        frame.numbers = np.array(model.atomic_types)[[1, 2, 3, 0, 0, 1]]
+        if model.readout.charge_dipole is not None:
+            # of isolated structures only
+            frame.pbc = False
+        scale_tensor_products(model, frame)
     return model
 
 
@@ -89,8 +94,8 @@ def with_charge(system: System, charge: float) -> System:
     return system
 
 
-def scale_tensor_products(model: Lorem) -> None:
-    """Bring every tensor product to values around one for the atoms of ``bulk()``.
+def scale_tensor_products(model: Lorem, frame: ase.Atoms) -> None:
+    """Bring every tensor product to values around one for the atoms of a structure.
 
     Fresh weights make it as small as its factors multiplied: the long-range field starts at 1e-9,
     after a step of message passing at 1e-19, and tests would not see it.
@@ -104,11 +109,6 @@ def scale_tensor_products(model: Lorem) -> None:
     modules = [module for module in model.modules() if isinstance(module, TensorProduct)]
     hooks = [module.register_forward_hook(scale) for module in modules]
     outputs = {name: ModelOutput(sample_kind="atom") for name in model.dataset_info.targets}
-    frame = bulk()
-    frame.numbers = np.array(model.atomic_types)[[1, 2, 3, 0, 0, 1]]
-    if model.readout.charge_dipole is not None:
-        # of isolated structures only
-        frame.pbc = False
     with torch.no_grad():
         model(systems(model, [frame]), outputs)
     for hook in hooks:
