@@ -96,6 +96,10 @@ def test_eager(lorem, frames, name, mesh):
         tune(charges, mesh_threshold=0)
     expected = derivatives(eager(model), model, frames, lorem, CPU, torch.float64)
     for dtype, tolerance in TOLERANCES.items():
+        if name == "ZBL":
+            tolerance = max(
+                tolerance, 1e-6
+            )  # metatrain takes powers of numbers in single precision
         if dtype == torch.float32 and charges is not None:
             charges.solver = charges.solver._replace(tolerance=1e-6)
         model = model.to(device=CUDA, dtype=dtype)
