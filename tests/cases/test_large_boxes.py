@@ -10,6 +10,7 @@ from metatomic.torch import ModelOutput
 
 from metatrain_lorem.electrostatics import ewald, mesh
 from metatrain_lorem.electrostatics.boundaries import smearings
+from metatrain_lorem.electrostatics.coulomb_sum import CoulombSum
 from metatrain_lorem.training.memory import saved_bytes
 
 PAIR = [[0.0, 0.0, 0.0], [0.2, 0.3, 1.0]]
@@ -23,9 +24,9 @@ ENERGY = {"energy": ModelOutput(sample_kind="system")}
 
 
 def blocks(model):
-    return [
-        b for b in (model.long_range and model.long_range.coulomb, model.charge_equilibration) if b
-    ]
+    return [model.long_range.coulomb, model.long_range.dispersion] + (
+        [model.charge_equilibration] if model.charge_equilibration else []
+    )
 
 
 def is_sparse(model, systems):
@@ -41,7 +42,7 @@ def is_sparse(model, systems):
 
 def new_model(equilibrated, accuracy=1e-6):
     return models.new_model(
-        long_range={"accuracy": accuracy},
+        long_range={"accuracy": accuracy, "exponents": [1, 6]},
         charge_equilibration={"enable": equilibrated, "accuracy": accuracy},
     )
 
@@ -98,7 +99,7 @@ def test_same_as_the_sum_over_all_waves(equilibrated):
         for block in blocks(model):
             # the atoms are so few that it needs a low bar; without, none is done on a mesh
             threshold = 2_000 if sparse else 2**40
-            block.settings = block.settings._replace(sparse=sparse, mesh_threshold=threshold)
+            block.settings = block.settings._replace(mesh_threshold=threshold)
         assert is_sparse(model, systems) == [False, sparse, sparse, sparse, False]
         leaves = []
         for system in systems:
@@ -110,6 +111,29 @@ def test_same_as_the_sum_over_all_waves(equilibrated):
         results.append([values, *(torch.zeros(1) if g is None else g for g in gradients)])
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("exponent", [1, 6])
+def test_potentials_of_one_sum(name, exponent):
+    """Against the sum over all waves, before networks that hide small errors."""
+    charges = torch.tensor([[1.0], [-2.0], [0.5], [3.0]], dtype=torch.float64)
+    results = []
+    for threshold in (2_000, 2**40):
+        model = new_model(equilibrated=False, accuracy=1e-10)
+        module = CoulombSum(4.0, 1e-10, exponent).to(torch.float64)
+        module.settings = module.settings._replace(mesh_threshold=threshold)
+        (system,) = models.systems(model, [CASES[name]])
+        system.positions.requires_grad_(True)
+        graph = model.graph([system], charges[0], model.total_charge_range)
+        wide = smearings(graph.boundaries, module.settings)[0] > module.settings.smearing
+        assert wide == (threshold == 2_000)
+        potentials = module(charges, graph)
+        (forces,) = torch.autograd.grad((potentials * charges).sum(), system.positions)
+        results.append([potentials, forces])
+    for ours, expected in zip(*results, strict=True):
+        atol = 1e-9 * float(expected.detach().abs().max())
+        torch.testing.assert_close(ours, expected, rtol=0.0, atol=atol)
 
 
 def test_exported(tmp_path):
@@ -150,7 +174,7 @@ def test_estimate_names_the_largest_cell(small, tmp_path, monkeypatch, caplog):
     dataset, info = small.read(tmp_path / "slab.xyz")
     model = small.new_model(info)
     block = model.long_range.coulomb
-    block.settings = block.settings._replace(sparse=False, mesh_threshold=2**40)
+    block.settings = block.settings._replace(mesh_threshold=2**40)
     # nothing recomputed, so that it is stored
     monkeypatch.setattr("metatrain_lorem.electrostatics.ewald.recomputed", lambda f, *a: f(*a))
     trainer = small.new_trainer(num_epochs=1)

@@ -293,7 +293,7 @@ def smearings(boundaries: Boundaries, parameters: SumParameters) -> list[float]:
         count, volume = boundaries.counts[s], boundaries.host_volumes[s]
         waves = num_waves(parameters.k_cutoff, volume)
         # as many as would be done on a mesh if the cell were full
-        few = parameters.sparse and dimension > 0 and 4 * count * count < parameters.max_terms
+        few = dimension > 0 and 4 * count * count < parameters.max_terms
         if few and count * waves > parameters.mesh_threshold:
             product = parameters.k_cutoff * smearing
             wide = 0.5 * least_height(boundaries.host_cells[s], volume) / product

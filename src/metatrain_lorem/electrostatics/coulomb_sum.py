@@ -36,8 +36,7 @@ class CoulombSum(torch.nn.Module):
         self.cutoff: float = cutoff
         self.accuracy: float = accuracy
         self.is_coulomb: bool = exponent == 1
-        settings = ewald_parameters(cutoff, accuracy, angstrom)
-        self.settings = settings._replace(sparse=self.is_coulomb)
+        self.settings = ewald_parameters(cutoff, accuracy, angstrom)
         kernel = ErfcCoulomb if self.is_coulomb else SmoothDispersion
         self.potential = kernel(self.settings.smearing)
         self.isolated = IsolatedSum(self.potential)

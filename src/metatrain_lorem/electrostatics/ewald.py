@@ -13,7 +13,6 @@ import torch
 
 from ..graph import Graph
 from ..indexing import host_starts, occurrences, recomputed, starts
-from ..safe import gaussian_interaction
 from .boundaries import Boundaries, least_height, smearings
 from .padding import group_by_size, padded_atoms, padded_index
 from .parameters import SumParameters, num_waves
@@ -185,20 +184,19 @@ class PlaneWaveSum(torch.nn.Module):
                 numbers = torch.tensor(members, device=device)
                 inverse_cells = torch.linalg.inv(boundaries.cells[numbers])
                 waves = plane_waves(boundaries, members, inverse_cells, k_cutoffs)
-                # k and -k count once
-                weights = 2.0 * self.potential.lr_from_k_sq(waves.k_squared) * waves.mask
-                weights = weights / boundaries.volumes[numbers].unsqueeze(1)
                 sparse: list[int] = []
                 for s in members:
                     if widths[s] > parameters.smearing:
                         sparse.append(s)
                 if len(sparse) > 0:
-                    wider = torch.tensor(
-                        [widths[s] ** 2 - parameters.smearing**2 for s in members],
-                        dtype=weights.dtype,
-                        device=device,
+                    width = torch.tensor(
+                        [[widths[s]] for s in members], dtype=charges.dtype, device=device
                     )
-                    weights = weights * torch.exp(-0.5 * wider.unsqueeze(1) * waves.k_squared)
+                    weights = self.potential.wide_from_k_sq(waves.k_squared, width)
+                else:
+                    weights = self.potential.lr_from_k_sq(waves.k_squared)
+                # k and -k count once
+                weights = 2.0 * weights * waves.mask / boundaries.volumes[numbers].unsqueeze(1)
                 real = mask.unsqueeze(-1).to(charges.dtype)
                 q = charges[atoms] * real
                 fractions = fractional(graph.positions[atoms], inverse_cells)
@@ -213,27 +211,23 @@ class PlaneWaveSum(torch.nn.Module):
                 for s in sparse:
                     begin_atom, end_atom = boundaries.first[s], boundaries.first[s + 1]
                     own = torch.arange(begin_atom, end_atom, device=device)
-                    narrow = torch.full_like(charges[:1, :1], parameters.smearing**2)
-                    wide = torch.full_like(charges[:1, :1], widths[s] ** 2)
-                    matrix = self.potential.prefactor * image_interaction(graph, s, narrow, wide)
+                    width = torch.full_like(self.potential.smearing, widths[s])
+                    squared, near = nearest_images(graph, s)
+                    # less the mean over the cell, which no sum over k has
+                    mean = self.potential.integrated_excess(width) / boundaries.volumes[s]
+                    matrix = self.potential.excess(squared, width) * near - mean
                     potentials = potentials.index_add(0, own, matrix @ charges[own])
         return potentials
 
 
-def image_interaction(
-    graph: Graph, structure: int, narrow: torch.Tensor, wide: torch.Tensor
-) -> torch.Tensor:
+def nearest_images(graph: Graph, structure: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    What pairs of Gaussians interact more than pairs of wider ones, for a sparse structure.
-
-    Of each pair the nearest image counts, of an atom with itself the Gaussian's own; the mean over
-    the cell, which no sum over k has, is subtracted.
+    The nearest image of each pair of a sparse structure, of an atom with itself the atom.
 
     :param graph: of the batch
     :param structure: number of the structure
-    :param narrow: sums of the squared widths, ``[atoms, atoms]`` or one number ``[1, 1]``, Å²
-    :param wide: those of the sum over k, of the same shape, Å²
-    :return: ``[atoms, atoms]``, 1/Å
+    :return: squared distances ``[atoms, atoms]``, Å²; whether they lie within half of the cell's
+        least height, beyond which wide Gaussians do not differ from narrow ones
     """
     boundaries = graph.boundaries
     begin, end = boundaries.first[structure], boundaries.first[structure + 1]
@@ -242,8 +236,5 @@ def image_interaction(
     images = torch.round(difference.detach() @ torch.linalg.inv(cell.detach()))
     difference = difference - images @ cell
     squared = (difference * difference).sum(dim=-1)
-    narrow, wide = narrow.expand_as(squared), wide.expand_as(squared)
-    weights = gaussian_interaction(squared, narrow) - gaussian_interaction(squared, wide)
     height = least_height(boundaries.host_cells[structure], boundaries.host_volumes[structure])
-    weights = torch.where(squared < (0.5 * height) ** 2, weights, torch.zeros_like(weights))
-    return weights - 2.0 * math.pi * (wide - narrow) / boundaries.volumes[structure]
+    return squared, squared < (0.5 * height) ** 2

@@ -10,6 +10,8 @@ import math
 import torch
 import torchpme
 
+from ..safe import gaussian_interaction
+
 PREFACTOR = 0.5
 
 
@@ -45,6 +47,32 @@ class ErfcCoulomb(torchpme.CoulombPotential):
             result = result * pair_mask
         return result
 
+    def wide_from_k_sq(self, k_sq: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
+        """
+        :param k_sq: squares of wave vectors ``[structures, waves]``, 1/Å²
+        :param widths: of the Gaussians of each structure ``[structures, 1]``, Å
+        :return: as ``lr_from_k_sq``, of Gaussians of other widths than the smearing, Å²
+        """
+        wider = widths**2 - self.smearing**2
+        return self.lr_from_k_sq(k_sq) * torch.exp(-0.5 * wider * k_sq)
+
+    def excess(self, squared: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
+        """
+        :param squared: squared distances, may be zero, any shape, Å²
+        :param width: of wider Gaussians, one number, Å
+        :return: what Gaussians of the smearing interact more than these, 1/Å
+        """
+        narrow = gaussian_interaction(squared, (self.smearing**2).expand_as(squared))
+        wide = gaussian_interaction(squared, (width**2).expand_as(squared))
+        return self.prefactor * (narrow - wide)
+
+    def integrated_excess(self, width: torch.Tensor) -> torch.Tensor:
+        """
+        :param width: of wider Gaussians, one number, Å
+        :return: integral of ``excess`` over all space, Å²
+        """
+        return self.prefactor * 2.0 * math.pi * (width**2 - self.smearing**2)
+
 
 class SmoothDispersion(torchpme.InversePowerLawPotential):
     r""":math:`v(r) = P(3, r^2 / 2 \sigma^2) / r^6`: :math:`1/r^6` at distance, smooth at zero.
@@ -71,18 +99,9 @@ class SmoothDispersion(torchpme.InversePowerLawPotential):
         """
         # infinite distances mark what does not interact, also in derivatives
         apart = dist > 1e3 * self.smearing
-        x = 0.5 * (dist.masked_fill(apart, 1.0) / self.smearing) ** 2
-        # the gamma function's expansion in x cancels where x is small; its series does not
-        near = torch.clamp(x, max=1.0)
-        term = torch.ones_like(x) / 6.0
-        series = term
-        for n in range(1, 16):
-            term = term * near / (3.0 + n)
-            series = series + term
-        far = torch.clamp(x, min=1.0)
-        closed = (1.0 - torch.exp(-far) * (1.0 + far + 0.5 * far * far)) / (far * far * far)
-        shape = torch.where(x < 1.0, series * torch.exp(-near), closed)
-        result = self.prefactor / (2.0 * self.smearing**2) ** 3 * shape.masked_fill(apart, 0.0)
+        squared = dist.masked_fill(apart, 1.0) ** 2
+        result = self.prefactor * smooth_dispersion(squared, self.smearing)
+        result = result.masked_fill(apart, 0.0)
         if pair_mask is not None:
             result = result * pair_mask
         return result
@@ -94,21 +113,36 @@ class SmoothDispersion(torchpme.InversePowerLawPotential):
         return torch.zeros_like(dist)
 
     def lr_from_k_sq(self, k_sq: torch.Tensor) -> torch.Tensor:
-        r"""
-        :math:`\frac{\pi^{3/2}}{\Gamma(3)} (2 \sigma^2)^{-3/2} \frac{1}{3} \left[(2 - 4z) e^{-z} +
-        4 \sqrt\pi z^{3/2} \mathrm{erfc} \sqrt z\right]` with :math:`z = \sigma^2 k^2 / 2`, as in
-        torch-pme.
-
-        :param k_sq: squares of wave vectors, any shape, 1/Å²
-        :return: 1/Å³
         """
-        # beyond that it underflows; the root has no derivative at zero
-        z = torch.clamp(0.5 * self.smearing**2 * k_sq, min=1e-12, max=1e4)
-        root = torch.sqrt(z)
-        kernel = (2.0 - 4.0 * z) * torch.exp(-z)
-        kernel = kernel + 4.0 * math.sqrt(math.pi) * z * root * torch.erfc(root)
-        scale = self.prefactor * (math.pi**1.5 / 6.0) * (2.0 * self.smearing**2) ** -1.5
-        return scale * kernel
+        :param k_sq: squares of wave vectors, any shape, 1/Å²
+        :return: see :func:`dispersion_waves`, 1/Å³
+        """
+        return self.prefactor * dispersion_waves(k_sq, self.smearing)
+
+    def wide_from_k_sq(self, k_sq: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
+        """
+        :param k_sq: squares of wave vectors ``[structures, waves]``, 1/Å²
+        :param widths: in place of the smearing, of each structure ``[structures, 1]``, Å
+        :return: as ``lr_from_k_sq``, of interactions that level off below other distances, 1/Å³
+        """
+        return self.prefactor * dispersion_waves(k_sq, widths)
+
+    def excess(self, squared: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
+        """
+        :param squared: squared distances, may be zero, any shape, Å²
+        :param width: in place of the smearing, a larger number, Å
+        :return: what atoms interact more than if the interaction levelled off there, 1/Å⁶
+        """
+        narrow = smooth_dispersion(squared, self.smearing)
+        return self.prefactor * (narrow - smooth_dispersion(squared, width))
+
+    def integrated_excess(self, width: torch.Tensor) -> torch.Tensor:
+        """
+        :param width: in place of the smearing, a larger number, Å
+        :return: integral of ``excess`` over all space, 1/Å³
+        """
+        zero = torch.zeros_like(width)
+        return self.lr_from_k_sq(zero) - self.prefactor * dispersion_waves(zero, width)
 
     def self_contribution(self) -> torch.Tensor:
         """The interaction at distance zero, 1/Å⁶."""
@@ -117,3 +151,42 @@ class SmoothDispersion(torchpme.InversePowerLawPotential):
     def background_correction(self) -> torch.Tensor:
         """The term of k = 0, which is finite: negative, as backgrounds are subtracted; 1/Å³."""
         return -0.5 * self.lr_from_k_sq(torch.zeros_like(self.smearing))
+
+
+def smooth_dispersion(squared: torch.Tensor, smearing: torch.Tensor) -> torch.Tensor:
+    r""":math:`P(3, x) / r^6` with :math:`x = r^2 / 2 \sigma^2`.
+
+    :param squared: squared distances, may be zero, any shape, Å²
+    :param smearing: one number, Å
+    :return: of the same shape, 1/Å⁶
+    """
+    doubled = 2.0 * smearing**2
+    x = squared / doubled
+    # the gamma function's expansion in x cancels where x is small; its series does not
+    near = torch.clamp(x, max=1.0)
+    term = torch.ones_like(x) / 6.0
+    series = term
+    for n in range(1, 16):
+        term = term * near / (3.0 + n)
+        series = series + term
+    far = torch.clamp(x, min=1.0)
+    closed = (1.0 - torch.exp(-far) * (1.0 + far + 0.5 * far * far)) / (far * far * far)
+    return torch.where(x < 1.0, series * torch.exp(-near), closed) / doubled**3
+
+
+def dispersion_waves(k_sq: torch.Tensor, smearing: torch.Tensor) -> torch.Tensor:
+    r"""Fourier transform of :func:`smooth_dispersion`,
+    :math:`\frac{\pi^{3/2}}{\Gamma(3)} (2 \sigma^2)^{-3/2} \frac{1}{3} \left[(2 - 4z) e^{-z} +
+    4 \sqrt\pi z^{3/2} \mathrm{erfc} \sqrt z\right]` with :math:`z = \sigma^2 k^2 / 2`, as in
+    torch-pme.
+
+    :param k_sq: squares of wave vectors, any shape, 1/Å²
+    :param smearing: one number, or of a shape that fits, Å
+    :return: 1/Å³
+    """
+    # beyond that it underflows; the root has no derivative at zero
+    z = torch.clamp(0.5 * smearing**2 * k_sq, min=1e-12, max=1e4)
+    root = torch.sqrt(z)
+    kernel = (2.0 - 4.0 * z) * torch.exp(-z)
+    kernel = kernel + 4.0 * math.sqrt(math.pi) * z * root * torch.erfc(root)
+    return (math.pi**1.5 / 6.0) * (2.0 * smearing**2) ** -1.5 * kernel

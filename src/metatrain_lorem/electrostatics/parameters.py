@@ -35,7 +35,6 @@ class SumParameters(NamedTuple):
     mesh_threshold: int = MESH_THRESHOLD
     mesh_points: int = MESH_POINTS
     max_terms: int = MAX_TERMS
-    sparse: bool = True  # whether few atoms in a large cell get wider Gaussians
 
 
 def num_waves(k_cutoff: float, volume: float) -> float:

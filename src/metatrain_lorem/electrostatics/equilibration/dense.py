@@ -4,8 +4,9 @@ import math
 
 import torch
 
+from ...safe import gaussian_interaction
 from ..boundaries import smearings
-from ..ewald import fractional, image_interaction, plane_waves, waves_at_once
+from ..ewald import fractional, nearest_images, plane_waves, waves_at_once
 from ..padding import group_by_size, padded_atoms
 from ..slab import slab_factors, slab_matrix
 from .gaussians import Interactions, isolated_matrix, pair_variances, self_weights
@@ -118,9 +119,12 @@ def periodic_matrix(
         # alone in its group
         own = species[0]
         wider = torch.clamp(wide, min=smearing[members[0]] ** 2)
-        matrix = matrix + image_interaction(
-            graph, members[0], wide[own][:, own], wider[own][:, own]
-        )
+        squared, near = nearest_images(graph, members[0])
+        narrow_part = gaussian_interaction(squared, wide[own][:, own])
+        wide_part = gaussian_interaction(squared, wider[own][:, own])
+        # less the mean over the cell, which no sum over k has
+        mean = 2.0 * math.pi * (wider - wide)[own][:, own] / volumes
+        matrix = matrix + (narrow_part - wide_part) * near - mean
         wide = wider
     k_cutoffs = [parameters.k_cutoff * parameters.smearing / width for width in smearing]
     inverse_cells = torch.linalg.inv(boundaries.cells[numbers])
