@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import models
+from helpers.batches import tune
 from metatomic.torch import ModelOutput
 
 from metatrain_lorem.electrostatics import ewald, mesh
-from metatrain_lorem.electrostatics.boundaries import smearings
+from metatrain_lorem.electrostatics.boundaries import smearings, sort_structures
 from metatrain_lorem.electrostatics.coulomb_sum import CoulombSum
+from metatrain_lorem.electrostatics.parameters import num_waves
 from metatrain_lorem.training.memory import saved_bytes
 
 PAIR = [[0.0, 0.0, 0.0], [0.2, 0.3, 1.0]]
@@ -202,3 +204,24 @@ def test_single_precision_with_many_waves(cell):
     scale = forces[0].abs().max()
     assert (energies[1] - energies[0]).abs().max() < 2e-6 * energies[0].abs().max()
     assert (forces[1] - forces[0]).abs().max() < 1e-5 * scale
+
+
+@pytest.mark.parametrize("cell", [[7.0, 8.0, 150.0], [60.0, 60.0, 6.5]], ids=["needle", "plate"])
+def test_few_atoms_in_a_thin_cell(cell):
+    """No mesh, which has more points than they have waves, and charges from a stored matrix."""
+    few = models.slab()
+    few.pbc = True
+    few.set_cell(cell)
+    grid = np.stack(np.indices((4, 4, 5)), axis=-1).reshape(-1, 3) / [4, 4, 5]
+    many = ase.Atoms("H80", grid @ few.cell.array, cell=few.cell, pbc=True)
+    assert len(few) < 32 < len(many)
+    model = new_model(equilibrated=True)
+    charges = torch.zeros(2, dtype=torch.float64)
+    systems = models.systems(model, [few, many])
+    boundaries = model.graph(systems, charges, model.total_charge_range).boundaries
+    for block in blocks(model):
+        _, small, large = sort_structures(boundaries, block.settings)
+        assert (small, large) == ([0], [1])
+        waves = num_waves(block.settings.k_cutoff, boundaries.host_volumes[0])
+        tune(block, few_atoms=len(few) - 1, mesh_threshold=int(len(few) * waves) - 1)
+        assert sort_structures(boundaries, block.settings)[1] == []

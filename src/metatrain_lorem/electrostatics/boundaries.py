@@ -324,6 +324,8 @@ def sort_structures(
         volume = boundaries.host_volumes[s]
         waves = num_waves(parameters.k_cutoff, volume)
         excess = max(1.0, volume / parameters.mesh_spacing**3 / parameters.mesh_points)
+        if boundaries.counts[s] <= parameters.few_atoms:
+            excess = max(16.0, excess)
         if dimension == 0:
             isolated.append(s)
         elif widths[s] > parameters.smearing:
