@@ -147,3 +147,66 @@ def test_baseline_of_the_model(tmp_path):
     np.testing.assert_allclose(predicted, (evaluation.predicted_energy - sums) / 2)
     plot_parity({"model": evaluation}, tmp_path / "parity.png")
     assert np.isfinite(errors(evaluation)[0]["energy RMSE (meV/atom)"])
+
+
+def report(tmp_path, made, *arguments):
+    """First row of the table, and the panels of the plot."""
+    model = models.new_model(**SHORT)
+    model.export().save(tmp_path / "model.pt")
+    write(tmp_path / "test.xyz", made)
+    command = ["report", str(tmp_path / "model.pt"), str(tmp_path / "test.xyz")]
+    main([*command, "-o", str(tmp_path), *arguments])
+    with open(tmp_path / "report.csv", encoding="utf-8") as file:
+        (every, *_) = csv.DictReader(file)
+    return every, list(_panels(evaluate(tmp_path / "model.pt", tmp_path / "test.xyz")))
+
+
+@pytest.mark.parametrize("lacking", ["energy", "forces"])
+def test_file_without_forces_or_energies(tmp_path, caplog, lacking):
+    """What is there is compared."""
+    made = frames()
+    for frame in made:
+        (frame.info if lacking == "energy" else frame.arrays).pop(lacking)
+    every, panels = report(tmp_path, made)
+    energy, force = lacking == "forces", lacking == "energy"
+    assert ("energy RMSE (meV/atom)" in every, "force RMSE (meV/Å)" in every) == (energy, force)
+    assert len(panels) == 1 and ("Force components" in panels) == force
+    assert f"structure 0 has no '{lacking}'" in caplog.text
+    assert "3 of 3 structures have none and are left out (--" in caplog.text
+
+
+def test_structures_without_forces(tmp_path, caplog):
+    """As if they were NaN."""
+    made = frames()
+    made[1].arrays["forces"][:] = np.nan
+    expected, _ = report(tmp_path, made)
+    assert "have none" not in caplog.text
+    del made[1].arrays["forces"]
+    model, test = tmp_path / "model.pt", tmp_path / "test.xyz"
+    for i, frame in enumerate(made):
+        write(test, frame, append=i > 0)
+    (every, *_) = errors(evaluate(model, test))
+    assert "structure 1 has no 'forces'" in caplog.text
+    assert "1 of 3 structures have none" in caplog.text
+    name = "force RMSE (meV/Å)"
+    assert every[name] == pytest.approx(float(expected[name]), rel=1e-4)
+
+
+def test_file_without_any_label(tmp_path):
+    made = frames()
+    for frame in made:
+        frame.info.clear()
+        del frame.arrays["forces"]
+    with pytest.raises(SystemExit, match="holds nothing to compare the outputs of"):
+        report(tmp_path, made)
+
+
+@pytest.mark.parametrize("name, value", [("energy", [1.0, 2.0]), ("forces", 1.0)])
+def test_labels_of_another_shape(tmp_path, name, value):
+    made = frames()
+    if name == "energy":
+        made[1].info[name] = np.array(value)
+    else:
+        made[1].arrays[name] = np.ones(len(made[1]))
+    with pytest.raises(SystemExit, match=f"test.xyz: structure 1: '{name}' is not "):
+        report(tmp_path, made)

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Write the report.
 
     :param arguments: as :func:`add_arguments` names them
-    :raises ValueError: if labels are missing, nothing can be compared, or structures have other
+    :raises ValueError: if a key is nowhere, nothing can be compared, or structures have other
         total charges than the one built into the model
     :raises OSError: if a file can't be read or written
     """

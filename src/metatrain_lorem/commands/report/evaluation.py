@@ -49,13 +49,14 @@ class Evaluation:
     structure: np.ndarray
     """``[atoms]`` structure of each atom"""
     energy: np.ndarray | None = None
-    """``[structures]`` reference in eV; None if the model gives no energy"""
+    """``[structures]`` reference in eV, NaN where the file has none; None if the model gives no
+    energy, or the file has none at all"""
     predicted_energy: np.ndarray | None = None
     baseline: np.ndarray | None = None
     """``[structures]`` sum of the energies per element that the model holds, in eV; None if it
     holds none"""
     forces: np.ndarray | None = None
-    """``[atoms, 3]`` reference in eV/Å"""
+    """``[atoms, 3]`` reference in eV/Å, as for the energy"""
     predicted_forces: np.ndarray | None = None
     stress: np.ndarray | None = None
     """``[structures, 9]`` reference in eV/Å³, NaN where the file has none; None if it has none at
@@ -90,8 +91,8 @@ def evaluate(
     :param any_charge: go on with structures whose total charge differs from the one that is built
         into the model
     :raises FileNotFoundError: if there is no model file
-    :raises ValueError: if labels are missing or of another shape, if the model has nothing that
-        could be compared, or for other total charges than the model's
+    :raises ValueError: if labels are of another shape, if model and file have nothing to compare,
+        or for other total charges than the model's
     """
     keys = labels.Keys() if keys is None else keys
     if not Path(model_path).is_file():
@@ -104,19 +105,23 @@ def evaluate(
         model = model.export()
     capabilities = model.capabilities()
     energy = _energy_output(capabilities)
+    energies, forces = np.array([]), []
     if energy is not None:
-        labels.require(structures, str(test_path), keys)
+        energies = labels.energies(structures, str(test_path), keys.energy)
+        forces = labels.forces(structures, str(test_path), keys.forces)
+    has_energies = not np.isnan(energies).all()
+    has_forces = not all(np.isnan(x).all() for x in forces)
     if not any_charge:
         _refuse_other_charges(model, model_path, structures, test_path)
     compared = find_comparisons(capabilities, energy, structures, keys, str(test_path))
-    if energy is None and len(compared) == 0:
+    if not has_energies and not has_forces and len(compared) == 0:
         outputs = ", ".join(capabilities.outputs)
         raise ValueError(
             f"{test_path} holds nothing to compare the outputs of {model_path} with: {outputs}"
         )
 
     systems = _systems(structures, model)
-    energies, forces = _predict(model, energy, systems, compared)
+    predicted_energies, predicted_forces = _predict(model, energy, systems, compared)
     symbol = np.concatenate([atoms.get_chemical_symbols() for atoms in structures])
     elements = sorted(set(symbol.tolist()))
     counts = [[atoms.get_chemical_symbols().count(x) for x in elements] for atoms in structures]
@@ -128,12 +133,13 @@ def evaluate(
         structure=np.repeat(np.arange(len(structures)), [len(atoms) for atoms in structures]),
         others={n: x for n, x in compared.items() if n not in (STRESS, CHARGE, DIPOLE)},
     )
-    if energy is not None:
-        evaluation.energy = np.array([float(atoms.info[keys.energy]) for atoms in structures])
-        evaluation.predicted_energy = np.array(energies)
+    if has_energies:
+        evaluation.energy = energies
+        evaluation.predicted_energy = np.array(predicted_energies)
         evaluation.baseline = _baseline(model, energy, systems)
-        evaluation.forces = np.concatenate([atoms.arrays[keys.forces] for atoms in structures])
-        evaluation.predicted_forces = np.concatenate(forces)
+    if has_forces:
+        evaluation.forces = np.concatenate(forces)
+        evaluation.predicted_forces = np.concatenate(predicted_forces)
     if STRESS in compared:
         evaluation.stress = compared[STRESS].reference
         evaluation.predicted_stress = compared[STRESS].predicted

@@ -1,10 +1,13 @@
 """Labels of a test set, one array per structure, NaN where there are none."""
 
+import logging
 from dataclasses import dataclass, field
 
 import ase
 import ase.stress
 import numpy as np
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -29,23 +32,67 @@ class Keys:
         return self.outputs.get(output, default)
 
 
-def require(structures: list[ase.Atoms], path: str, keys: Keys) -> None:
+def energies(structures: list[ase.Atoms], path: str, key: str) -> np.ndarray:
     """
     :param structures: of the test set
     :param path: its file
-    :param keys: names of its labels
-    :raises ValueError: for a structure that lacks energy or forces
+    :param key: name of the energies
+    :return: ``[structures]``, eV
+    :raises ValueError: for labels of another shape, and a key that was given but is nowhere
     """
-    for index, atoms in enumerate(structures):
-        for option, key, known in (
-            ("--energy-key", keys.energy, atoms.info),
-            ("--forces-key", keys.forces, atoms.arrays),
-        ):
-            if key not in known:
-                raise ValueError(
-                    f"{path}: structure {index} has no {key!r}, only: {', '.join(known)}; "
-                    f"name the right one with {option}"
-                )
+    known = [atoms.info for atoms in structures]
+    _report_missing(known, path, "--energy-key", key, Keys.energy)
+    values = np.full(len(structures), np.nan)
+    for index, labels in enumerate(known):
+        label = np.asarray(labels.get(key, np.nan))
+        if label.dtype.kind not in "iuf" or label.size != 1:
+            raise ValueError(f"{path}: structure {index}: {key!r} is not one number")
+        values[index] = label.item()
+    return values
+
+
+def forces(structures: list[ase.Atoms], path: str, key: str) -> list[np.ndarray]:
+    """
+    :param structures: of the test set
+    :param path: its file
+    :param key: name of the forces
+    :return: ``[atoms, 3]``, eV/Å
+    :raises ValueError: for labels of another shape, and a key that was given but is nowhere
+    """
+    known = [atoms.arrays for atoms in structures]
+    _report_missing(known, path, "--forces-key", key, Keys.forces)
+    values = []
+    for index, labels in enumerate(known):
+        missing = np.full((len(structures[index]), 3), np.nan)
+        label = np.asarray(labels.get(key, missing))
+        if label.dtype.kind not in "iuf" or label.shape != missing.shape:
+            raise ValueError(f"{path}: structure {index}: {key!r} is not three numbers per atom")
+        values.append(label.astype(float))
+    return values
+
+
+def _report_missing(
+    known: list[dict[str, np.ndarray]], path: str, option: str, key: str, default: str
+) -> None:
+    """
+    :param known: labels of each structure
+    :param path: their file
+    :param option: of the command line, which the key is from
+    :param key: name of the labels that are wanted
+    :param default: what it is if the option is not given
+    :raises ValueError: for a key that was given but is nowhere
+    """
+    missing = [index for index, labels in enumerate(known) if key not in labels]
+    if not missing:
+        return
+    others = ", ".join(known[missing[0]]) or "nothing"
+    text = f"{path}: structure {missing[0]} has no {key!r}, only: {others}"
+    if len(missing) == len(known) and key != default:
+        raise ValueError(f"{text}; name the right one with {option}")
+    logger.warning(
+        "%s; %d of %d structures have none and are left out (%s names another key)",
+        *(text, len(missing), len(known), option),
+    )
 
 
 def total_charges(structures: list[ase.Atoms]) -> list[float]:

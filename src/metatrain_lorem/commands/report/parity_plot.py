@@ -61,6 +61,7 @@ def _panels(evaluation: Evaluation) -> dict[str, tuple[str, np.ndarray, np.ndarr
             (evaluation.predicted_energy - baseline) / num_atoms,
             f"{overall['energy RMSE (meV/atom)']:.2g} meV/atom",
         )
+    if evaluation.forces is not None:
         panels["Force components"] = (
             "eV/Å",
             evaluation.forces,

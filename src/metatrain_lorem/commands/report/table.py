@@ -47,6 +47,7 @@ def _columns(evaluation: Evaluation) -> list[tuple[str, str, bool, np.ndarray]]:
     if evaluation.energy is not None:
         error = (evaluation.predicted_energy - evaluation.energy) / evaluation.composition.sum(1)
         columns.append(("energy", "meV/atom", False, 1e3 * error))
+    if evaluation.forces is not None:
         error = evaluation.predicted_forces - evaluation.forces
         columns.append(("force", "meV/Å", True, 1e3 * error))
     if evaluation.stress is not None:
