@@ -76,7 +76,7 @@ class Trainer(TrainerInterface[TrainerHypers]):
             else f"Training in {dtype} on {processes.device}"
         )
         processes.check_same_split(train_datasets + val_datasets)
-        sizes, missing = check_data(model, train_datasets, val_datasets, processes)
+        sizes, missing, all_digits = check_data(model, train_datasets, val_datasets, processes)
 
         is_new = self._continue_or_start(model, train_datasets, val_datasets, processes)
         _place(model, dtype, processes)
@@ -86,6 +86,8 @@ class Trainer(TrainerInterface[TrainerHypers]):
             collate = build_collate(model, augment=False)
             batches = ValidationBatches(train_datasets, collate, size, processes)
             shift_baselines(model, known, batches, processes)
+        for digits in all_digits if dtype == torch.float32 else ():
+            digits.report(model, processes)
 
         collate = build_collate(model, augment=self.hypers["rotational_augmentation"])
         train_batches = TrainingBatches(train_datasets, collate, size, self.seed, processes)

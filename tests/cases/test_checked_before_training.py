@@ -370,6 +370,95 @@ def test_total_charge_of_three_numbers(refused):
     )
 
 
+# numbers that are too large (N8)
+
+
+@pytest.mark.parametrize("split", ["training", "validation"])
+@pytest.mark.parametrize("label", ["energy", "forces"])
+def test_label_too_large_for_single_precision(refused, split, label):
+    """It once ended in an OverflowError, or in a loss that is infinite, of a batch."""
+    frames = structures(12)
+    if label == "energy":
+        frames[3].info["energy"] = 1e30
+    else:
+        frames[3].arrays["forces"][1, 2] = -1e30
+    ase.io.write(f"{split}.xyz", frames)
+    name = {"energy": "energy", "forces": "energy positions gradients"}[label]
+    refused(
+        rf"Target 'energy' has a label of size 1e\+30 \({name}\) in structure 3 of the {split} "
+        rf"set \({split}.xyz\)",
+        base_precision=32,
+    )
+
+
+def write_total_energies(shift):
+    """Energies with those of all electrons, ``shift`` eV for each atom; one structure is off."""
+    for split in ("training", "validation"):
+        frames = ase.io.read(f"{split}.xyz", ":")
+        for frame in frames:
+            forces = frame.get_forces()
+            frame.info["energy"] = frame.get_potential_energy() + shift * len(frame)
+            frame.calc = None
+            frame.arrays["forces"] = forces
+        if split == "validation":
+            frames[2].info["energy"] -= 1e4
+        ase.io.write(f"{split}.xyz", frames)
+
+
+def test_labels_whose_digits_single_precision_takes(run):
+    write_total_energies(-2e4)
+    log = run(base_precision=32)
+    assert "labels 'energy' of the training set" not in log  # the baseline takes it all
+    assert "Single precision rounds 1 labels 'energy' of the validation set" in log
+    energy = ase.io.read("validation.xyz", 2).get_potential_energy()
+    assert f"the largest, {energy:.10g} eV of structure 2 of the validation set (valid" in log
+    assert "without its baseline, known to 0.00098 eV. Let the baseline be fitted" in log
+    assert "Single precision" not in run(base_precision=64)
+    given = {"num_epochs": 1, "num_workers": 0, "atomic_baseline": {"energy": {1: 0.0, 8: 0.0}}}
+    architecture = {"name": "lorem", "model": MODEL_HYPERS, "training": {"batch_size": 2, **given}}
+    log = run(base_precision=32, architecture=architecture)
+    assert "Single precision rounds 12 labels 'energy' of the training set" in log
+    energies = [frame.get_potential_energy() for frame in ase.io.read("training.xyz", ":")]
+    assert f"is {min(energies):.10g} eV without its baseline" in log
+
+
+def test_baselines_are_subtracted_in_double_precision(run, monkeypatch):
+    """Labels of -1e5 eV keep the digits that the loss needs."""
+    write_total_energies(-2e4)
+    seen = {}
+
+    def collect(evaluator, batches):
+        for indices, batch in batches:
+            predicted = evaluator.predict(batch, is_training=False)
+            values = predicted.targets["energy"].block().values
+            assert values.dtype == torch.float32
+            seen.update(zip(indices, values.flatten().tolist(), strict=True))
+        return {"loss": 1.0}
+
+    monkeypatch.setattr("metatrain_lorem.trainer.validation_epoch", collect)
+    model = {"scale_targets": False, "num_epochs": 1, "num_workers": 0, "batch_size": 2}
+    model["atomic_baseline"] = {"energy": {1: -2e4, 8: -2e4}}
+    run(
+        base_precision=32,
+        architecture={"name": "lorem", "model": MODEL_HYPERS, "training": model},
+    )
+    frames = structures(16)[12:]
+    for index in (0, 1, 3):
+        expected = frames[index].info["energy"] / len(frames[index])
+        assert seen[index] == pytest.approx(expected, abs=1e-6)
+
+
+def test_atoms_far_from_the_origin(run):
+    frames = structures(12)
+    frames[5].positions += [0.0, 0.0, 3e4]
+    ase.io.write("training.xyz", frames)
+    log = run(base_precision=32)
+    assert "Single precision rounds the positions of 1 structures of the training set" in log
+    assert "structure 5 of the training set (training.xyz) has a coordinate of 3000" in log
+    assert "known to 0.002 angstrom. Move them to the origin" in log
+    assert "Single precision" not in run(base_precision=64)
+
+
 # files (D12)
 
 

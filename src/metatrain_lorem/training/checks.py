@@ -11,6 +11,7 @@ from metatrain.utils.data import TargetInfo
 from torch.utils.data import Dataset
 
 from .datasets import share, structure_index
+from .digits import LARGEST_LABEL, Digits
 from .distributed import Processes
 from .files import Run, take_run
 from .memory import Size
@@ -23,15 +24,15 @@ def check_data(
     train_datasets: list[Dataset],
     val_datasets: list[Dataset],
     processes: Processes,
-) -> tuple[list[list[Size]], bool]:
+) -> tuple[list[list[Size]], bool, list[Digits]]:
     """Refuse structures and labels that cannot be used, before anything is trained.
 
     :param model: the model
     :param train_datasets: training sets
     :param val_datasets: validation sets
     :param processes: each looks at its share
-    :return: sizes of the structures in this process' shares of the training sets, and whether
-        training labels are missing
+    :return: sizes of the structures in this process' shares of the training sets, whether
+        training labels are missing, and what single precision may take from both sets
     :raises ValueError: naming set, structure and quantity; also for the test sets, if ``mtt train``
         has read any
     """
@@ -41,11 +42,13 @@ def check_data(
         splits["test"] = run.test_sets(train_datasets)
         warn_of_ignored_charges(run, model)
     elements, all_sizes, missing = Elements(model), [], False
+    all_digits = []
     for split, datasets in splits.items():
         training = split == "training"
         labels = LabelCheck(model.dataset_info.targets, split)
         total_charges = TotalChargeCheck.of(model, split)
         spread = LabelSpread(unscaled_targets(model) if training else [])
+        digits = Digits(model, split)
         for part in share(datasets, processes.rank, processes.size):
             name = set_name(part, split, run)
             sizes = []
@@ -56,6 +59,7 @@ def check_data(
                 has_labels = labels.add(fields, structure)
                 total_charges.add(fields, index)
                 spread.add(fields)
+                digits.add(fields, f"s{structure[1:]}")
                 if model.readout.charge_dipole is not None:
                     check_dipole(fields, structure)
                 if not training:
@@ -68,6 +72,8 @@ def check_data(
         missing_here = labels.finish(processes)
         lowest, highest = total_charges.finish(processes)
         spread.report(processes)
+        if split != "test":
+            all_digits.append(digits)
         if training:
             missing = missing_here
             elements.join(processes)
@@ -78,7 +84,7 @@ def check_data(
     if not any(len(dataset) > 0 for dataset in val_datasets):
         logging.info("The validation set is empty: the last model counts as the best")
     warn_of_missing_forces(model.dataset_info.targets)
-    return all_sizes, missing
+    return all_sizes, missing, all_digits
 
 
 def set_name(dataset: Dataset, split: str, run: Run | None) -> str:
@@ -184,6 +190,13 @@ class LabelCheck:
                         raise ValueError(
                             f"Target '{target}' has an infinite label ({name}) in s{structure[1:]}."
                             " Correct it, or set it to NaN to mark it as missing."
+                        )
+                    if (values.abs() > LARGEST_LABEL).any():
+                        largest = float(values.nan_to_num().abs().max())
+                        raise ValueError(
+                            f"Target '{target}' has a label of size {largest:g} ({name}) in "
+                            f"s{structure[1:]}, whose square single precision cannot hold. Correct "
+                            "it, or set it to NaN to mark it as missing."
                         )
                     num_missing = int(torch.isnan(values).sum())
                     has_labels = has_labels or num_missing < values.numel()
