@@ -70,7 +70,8 @@ def start_from_own_checkpoints(train_model: Callable) -> Callable:
     """Let runs of ours continue only what is ours.
 
     metatrain takes the newest checkpoint for ``--restart auto``, whichever architecture it is of,
-    e.g. that of an uncertainty made of our model, and fails on it with a KeyError.
+    e.g. that of an uncertainty made of our model, and fails on it with a KeyError. It opens the
+    checkpoints that the options name after it has read the data.
 
     :param train_model: of ``metatrain.cli.train``
     """
@@ -79,14 +80,36 @@ def start_from_own_checkpoints(train_model: Callable) -> Callable:
         # a plain dictionary or one of OmegaConf; metatrain judges options without architecture
         architecture = options.get("architecture") or {}
         if architecture.get("name") == "lorem":
-            finetune = (architecture.get("training") or {}).get("finetune") or {}
-            if kwargs.get("restart_from") is not None:
-                kwargs["restart_from"] = _own_checkpoint(kwargs["restart_from"])
-            elif finetune.get("read_from") is not None:
-                _own_checkpoint(finetune["read_from"])
+            training = architecture.get("training") or {}
+            source = (training.get("finetune") or {}).get("read_from")
+            restart = kwargs.get("restart_from")
+            _require_files(
+                {
+                    "--restart": restart,
+                    "architecture.training.finetune.read_from": None if restart else source,
+                    "architecture.training.atomic_baseline": training.get("atomic_baseline"),
+                    "architecture.training.fixed_scaling_weights": training.get(
+                        "fixed_scaling_weights"
+                    ),
+                }
+            )
+            if restart is not None:
+                kwargs["restart_from"] = _own_checkpoint(restart)
+            elif source is not None:
+                _own_checkpoint(source)
         return train_model(options, *args, **kwargs)
 
     return train
+
+
+def _require_files(paths: dict) -> None:
+    """
+    :param paths: by option, those that are no path (None, a dictionary, a URL) are passed over
+    :raises FileNotFoundError: for a file that does not exist, naming the option
+    """
+    for key, path in paths.items():
+        if isinstance(path, (str, Path)) and "://" not in str(path) and not Path(path).is_file():
+            raise FileNotFoundError(f"{key}: there is no file {path} (in {Path.cwd()})")
 
 
 def _own_checkpoint(path: str | Path) -> str | Path:

@@ -491,6 +491,21 @@ def test_restart_auto_beside_other_architectures(tmp_path):
     assert "there is none of 'lorem' in outputs/" in log
 
 
+@pytest.mark.parametrize(
+    "key", ["--restart", "finetune.read_from", "atomic_baseline", "fixed_scaling_weights"]
+)
+def test_checkpoint_that_does_not_exist(tmp_path, key):
+    """Named before the data are read, which do not exist either."""
+    arguments, hypers = (), {}
+    if key == "--restart":
+        arguments = (key, "nowhere.ckpt")
+    else:
+        hypers = {"finetune": {"read_from": "nowhere.ckpt"}} if "." in key else {key: "nowhere.ckpt"}
+        key = f"architecture.training.{key}"
+    log = Runs(tmp_path).train("run", "no.xyz", *arguments, fails=True, training=hypers)
+    assert f"{key}: there is no file nowhere.ckpt (in {tmp_path})" in log
+
+
 # --- options that leave out what the checkpoint has
 
 
