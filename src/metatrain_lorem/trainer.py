@@ -181,7 +181,20 @@ class Trainer(TrainerInterface[TrainerHypers]):
         """The loop over epochs."""
         first = 0 if self.epoch is None else self.epoch + 1
         num_epochs, num_steps = self.hypers["num_epochs"], len(train_batches)
-        logging.info(f"Training from epoch {first} to {num_epochs - 1}, {num_steps} batches each")
+        if first < num_epochs:
+            logging.info(
+                f"Training from epoch {first} to {num_epochs - 1}, {num_steps} batches each"
+            )
+        elif self.epoch is None and not evaluator.model.finetunes:
+            logging.warning(
+                f"`num_epochs` is {num_epochs}: the model is exported with random weights, "
+                "untrained"
+            )
+        else:
+            logging.info(
+                f"`num_epochs` is {num_epochs} and epoch {first} would be the next: nothing is "
+                "trained, and the model of the checkpoint is exported"
+            )
         progress = ProgressLogger(evaluator, first, num_epochs, self.hypers["log_interval"])
         for epoch in range(first, num_epochs):
 

@@ -496,14 +496,30 @@ def test_restart_auto_beside_other_architectures(tmp_path):
 )
 def test_checkpoint_that_does_not_exist(tmp_path, key):
     """Named before the data are read, which do not exist either."""
-    arguments, hypers = (), {}
+    arguments, hypers, path = (), {}, "nowhere.ckpt"
     if key == "--restart":
-        arguments = (key, "nowhere.ckpt")
+        arguments = (key, path)
     else:
-        hypers = {"finetune": {"read_from": "nowhere.ckpt"}} if "." in key else {key: "nowhere.ckpt"}
+        hypers = {"finetune": {"read_from": path}} if "." in key else {key: path}
         key = f"architecture.training.{key}"
     log = Runs(tmp_path).train("run", "no.xyz", *arguments, fails=True, training=hypers)
     assert f"{key}: there is no file nowhere.ckpt (in {tmp_path})" in log
+
+
+def test_no_epoch_left(trained):
+    """A model of random weights is no silent result; that of a checkpoint is one."""
+    log = trained.train("none", "first.xyz", training={"num_epochs": 0})
+    assert "`num_epochs` is 0: the model is exported with random weights, untrained" in log
+    log = trained.train("none", "first.xyz", training=finetune(num_epochs=0))
+    assert "untrained" not in log
+    assert "`num_epochs` is 0 and epoch 0 would be the next: nothing is trained" in log
+    log = trained.train("none", "first.xyz", "--restart", "first.ckpt", training={"num_epochs": 2})
+    assert "untrained" not in log
+    assert "`num_epochs` is 2 and epoch 2 would be the next: nothing is trained" in log
+    before, after = (
+        models.values(trained.load(name), trained.frames[:3]) for name in ("first", "none")
+    )
+    torch.testing.assert_close(after, before)
 
 
 # --- options that leave out what the checkpoint has
