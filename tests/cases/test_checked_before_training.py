@@ -136,6 +136,29 @@ def _architecture(more):
     return {"name": "lorem", "model": MODEL_HYPERS, "training": training, **more}
 
 
+@pytest.mark.parametrize("split", ["training", "validation"])
+@pytest.mark.parametrize("symbol, number", [("X", 0), ("Bk", 97)])
+def test_element_that_cannot_have_charges(refused, split, symbol, number):
+    frames = structures(12)
+    frames[5].symbols[0] = symbol
+    ase.io.write(f"{split}.xyz", frames)
+    refused(
+        rf"Structure 5 of the {split} set \({split}.xyz\): .* atomic type {number} has none .*"
+        "Remove such atoms",
+        model={"charge_equilibration": {"enable": True}},
+    )
+
+
+def test_ghost_atoms(run):
+    frames = structures(12)
+    for index in (5, 6):
+        frames[index].symbols[0] = "X"
+    ase.io.write("training.xyz", frames)
+    log = run()
+    assert "2 structures of the training set (training.xyz) have ghost atoms X (first: str" in log
+    assert "structure 5), which count as an element" in log
+
+
 # gradients that some structures lack (D8, D9)
 
 

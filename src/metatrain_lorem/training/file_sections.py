@@ -14,6 +14,8 @@ from metatrain.utils.data.target_info import get_generic_target_info
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import Dataset
 
+from ..blocks.charge_equilibration import covalent_radius
+
 Frames = list[ase.Atoms]
 
 GRADIENTS = {"forces": "positions", "stress": "strain", "virial": "strain"}
@@ -78,6 +80,30 @@ class SectionCheck:
         if "charge" not in self.options.get("extra_data", {}):
             self.section.charges = dict(_given_charges(self.frames))
         return self.options
+
+    def check_elements(self, equilibrated: bool) -> None:
+        """Ghost atoms, and elements that cannot have charges.
+
+        :param equilibrated: whether the options ask for charge equilibration
+        :raises ValueError: for elements for which there is none
+        """
+        ghosts = []
+        for index, frame in enumerate(self.frames):
+            for atomic_type in sorted(set(frame.numbers.tolist())) if equilibrated else ():
+                try:
+                    covalent_radius(atomic_type)
+                except ValueError as error:
+                    raise ValueError(
+                        f"S{self.where(index, self.path)[1:]}: {error}. Remove such atoms "
+                        "(0 is a ghost, X), or train without charge equilibration."
+                    ) from None
+            if (frame.numbers == 0).any():
+                ghosts.append(index)
+        if ghosts:
+            logging.warning(
+                f"{len(ghosts)} structures of {self.section} have ghost atoms X (first: structure "
+                f"{ghosts[0]}), which count as an element of their own"
+            )
 
     def where(self, index: int, path: str) -> str:
         path = "" if path == self.path else f" in {path}"

@@ -114,7 +114,10 @@ def read(get_dataset: Callable, options: DictConfig) -> tuple[Dataset, dict, dic
     reader = StructureReader(ase_reader.read)
     if uses_ase(options["systems"]):
         known = None if section.split == "training" else run.gradients
-        options = SectionCheck(section, options, reader, known).run()
+        check = SectionCheck(section, options, reader, known)
+        key = "architecture.model.charge_equilibration.enable"
+        check.check_elements(bool(OmegaConf.select(run.options, key)))
+        options = check.run()
     ase_reader.read = reader
     try:
         section.dataset, targets, extra_data = get_dataset(options)
