@@ -98,16 +98,46 @@ def plane_waves(
     return PlaneWaves(integers=n, k_squared=(k * k).sum(dim=-1), mask=mask)
 
 
-def waves_at_once(parameters: SumParameters, num_atoms: int, like: torch.Tensor) -> int:
+def num_parts(num_waves: int, like: torch.Tensor) -> int:
     """
-    :param parameters: of the sum
-    :param num_atoms: atoms of all structures, with padding
+    :param num_waves: k-vectors that are summed in one product
     :param like: any tensor of the floating-point type
-    :return: k-vectors that are summed in one product. In single precision few: sums over many have
-        a rounding error of one sign, 1e-4 of a self-interaction for a million k-vectors
+    :return: parts that the product is done in. In single precision each is short: sums over many
+        have a rounding error of one sign, 1e-4 of a self-interaction for a million k-vectors
     """
-    rows = max(1, parameters.max_terms // num_atoms)
-    return min(rows, 256) if like.dtype == torch.float32 else rows
+    return max(1, (num_waves + 255) // 256) if like.dtype == torch.float32 else 1
+
+
+def in_parts(waves: torch.Tensor, parts: int) -> torch.Tensor:
+    """
+    :param waves: ``[structures, waves, ...]``
+    :param parts: see :func:`num_parts`
+    :return: ``[structures * parts, waves of a part, ...]``, filled up with zeros
+    """
+    if parts == 1:
+        return waves
+    size = (waves.size(1) + parts - 1) // parts
+    padding = [0, 0] * (waves.dim() - 2) + [0, parts * size - waves.size(1)]
+    shape = [waves.size(0) * parts, size] + list(waves.shape[2:])
+    return torch.nn.functional.pad(waves, padding).reshape(shape)
+
+
+def for_parts(atoms: torch.Tensor, parts: int) -> torch.Tensor:
+    """
+    :param atoms: ``[structures, atoms, ...]``
+    :param parts: see :func:`num_parts`
+    :return: ``[structures * parts, atoms, ...]``
+    """
+    return atoms if parts == 1 else atoms.repeat_interleave(parts, dim=0)
+
+
+def sum_parts(sums: torch.Tensor, parts: int) -> torch.Tensor:
+    """
+    :param sums: ``[structures * parts, ...]``
+    :param parts: see :func:`num_parts`
+    :return: ``[structures, ...]``
+    """
+    return sums if parts == 1 else sums.unflatten(0, [-1, parts]).sum(dim=1)
 
 
 def fractional(positions: torch.Tensor, inverse_cells: torch.Tensor) -> torch.Tensor:
@@ -132,12 +162,15 @@ def wave_potentials(
     :param weights: ``[structures, waves]``, zero for padding
     :return: ``[structures, atoms, channels]``
     """
+    parts = num_parts(integers.size(1), charges)
+    integers, weights = in_parts(integers, parts), in_parts(weights, parts)
+    charges, fractions = for_parts(charges, parts), for_parts(fractions, parts)
     phases = 2.0 * math.pi * torch.bmm(integers, fractions.transpose(1, 2))
     potentials = torch.zeros_like(charges)
     for wave in [torch.cos(phases), torch.sin(phases)]:
         amplitudes = torch.bmm(wave, charges) * weights.unsqueeze(-1)
         potentials = potentials + torch.bmm(wave.transpose(1, 2), amplitudes)
-    return potentials
+    return sum_parts(potentials, parts)
 
 
 class PlaneWaveSum(torch.nn.Module):
@@ -201,7 +234,7 @@ class PlaneWaveSum(torch.nn.Module):
                 q = charges[atoms] * real
                 fractions = fractional(graph.positions[atoms], inverse_cells)
                 v = torch.zeros_like(q)
-                rows = waves_at_once(parameters, atoms.numel(), q)
+                rows = max(1, parameters.max_terms // atoms.numel())
                 for n, w in zip(waves.integers.split(rows, dim=1), weights.split(rows, dim=1)):  # noqa: B905
                     if torch.jit.is_scripting() or not recompute:
                         v = v + wave_potentials(q, fractions, n, w)

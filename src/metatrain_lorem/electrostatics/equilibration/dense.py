@@ -6,7 +6,15 @@ import torch
 
 from ...safe import gaussian_interaction
 from ..boundaries import smearings
-from ..ewald import fractional, nearest_images, plane_waves, waves_at_once
+from ..ewald import (
+    for_parts,
+    fractional,
+    in_parts,
+    nearest_images,
+    num_parts,
+    plane_waves,
+    sum_parts,
+)
 from ..padding import group_by_size, padded_atoms
 from ..slab import slab_factors, slab_matrix
 from .gaussians import Interactions, isolated_matrix, pair_variances, self_weights
@@ -136,7 +144,9 @@ def periodic_matrix(
             species = torch.zeros_like(species)
         else:
             present = species_of(graph.structure_species, members)
-        rows = waves_at_once(parameters, atoms.numel(), real)
+        rows = max(1, parameters.max_terms // atoms.numel())
+        # so that the matrices of the parts are no more either
+        rows = min(rows, max(1, 256 * parameters.max_terms // (atoms.numel() * atoms.size(1))))
         prefactors = 8.0 * math.pi / waves.k_squared * waves.mask / volumes.unsqueeze(1)
         chunks = zip(  # noqa: B905
             waves.integers.split(rows, dim=1),
@@ -144,17 +154,21 @@ def periodic_matrix(
             prefactors.split(rows, dim=1),
         )
         for n, k_squared, prefactor in chunks:
-            phases = 2.0 * math.pi * torch.bmm(fractions, n.transpose(1, 2))
+            parts = num_parts(n.size(1), real)
+            n, k_squared = in_parts(n, parts), in_parts(k_squared, parts)
+            prefactor = in_parts(prefactor, parts)
+            kinds, some = for_parts(species, parts), for_parts(real, parts)
+            phases = 2.0 * math.pi * torch.bmm(for_parts(fractions, parts), n.transpose(1, 2))
             cos_and_sin = [torch.cos(phases), torch.sin(phases)]
             for other in present:
                 gaussians = torch.exp(
-                    -0.5 * wide[species, other].unsqueeze(2) * k_squared.unsqueeze(1)
+                    -0.5 * wide[kinds, other].unsqueeze(2) * k_squared.unsqueeze(1)
                 )
-                weights = gaussians * prefactor.unsqueeze(1) * real.unsqueeze(2)
-                columns = (real * (species == other).to(real.dtype)).unsqueeze(2)
+                weights = gaussians * prefactor.unsqueeze(1) * some.unsqueeze(2)
+                columns = (some * (kinds == other).to(real.dtype)).unsqueeze(2)
                 for wave in cos_and_sin:
                     terms = torch.bmm(wave * weights, (wave * columns).transpose(1, 2))
-                    matrix = matrix + terms
+                    matrix = matrix + sum_parts(terms, parts)
     if interactions.uses_pairs:
         matrix = add_pairs(interactions, matrix, atoms, mask)
     return matrix
