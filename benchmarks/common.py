@@ -296,9 +296,10 @@ def format_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def exponent(atoms: list[int], seconds: list[float], smallest: int = 1000) -> float | None:
-    """Slope of the straight line through log time against log atoms; None below two points."""
+    """Slope of the straight line through log time against log atoms; None where the sizes differ by
+    less than a factor of four, over which noise is no slope."""
     points = [(n, s) for n, s in zip(atoms, seconds, strict=True) if n >= smallest]
-    if len(points) < 2:
+    if not points or max(n for n, _ in points) < 4 * min(n for n, _ in points):
         return None
     n, s = np.log(np.array(points)).T
     return float(np.polyfit(n, s, 1)[0])

@@ -34,31 +34,57 @@ of two.
 """
 
 
-def line_style(name: str) -> tuple[str, str]:
-    """Colour by architecture, dashes by variant."""
-    families = ["lorem-jax", "lorem", "pet", "soap", "mace"]
-    family = next(i for i, family in enumerate(families) if name.startswith(family))
-    if name.removesuffix("-exported").endswith("-sr") or name in ("pet", "soap-bpnn"):
-        return f"C{family}", ":"
-    return f"C{family}", "--" if "qeq" in name or "coarse" in name or name == "lorem" else "-"
+MARKERS = "osD^vP*X<>"
 
 
 def plot(rows: dict[tuple[str, int], dict], path: Path) -> None:
-    """Log-log plot of time against the number of atoms.
+    """Log-log plot of time against the number of atoms, each line labelled at its end.
+
+    Models of this package have full lines, peers dashed ones; no two have the same colour and
+    marker.
 
     :param rows: of the speed benchmark, by model and atoms
     :param path: figure to write
     """
-    figure, axes = plt.subplots(figsize=(7, 5), constrained_layout=True)
-    for name in dict.fromkeys(name for name, _ in rows):
+    figure, axes = plt.subplots(figsize=(8, 6), constrained_layout=True)
+    names = list(dict.fromkeys(name for name, _ in rows))
+    ends = []
+    for i, name in enumerate(names):
         done = sorted((n, row["seconds"]) for (m, n), row in rows.items() if m == name)
-        colour, dashes = line_style(name)
-        axes.loglog(*zip(*done, strict=True), dashes, color=colour, marker="o", ms=4, label=name)
-    axes.set_xlabel("atoms")
-    axes.set_ylabel("energy and forces (s)")
+        own = name.startswith("lorem") and not name.startswith("lorem-jax")
+        dashes, colour = "-" if own else "--", f"C{i % 10}"
+        marker = MARKERS[(i + i // 10) % len(MARKERS)]
+        axes.loglog(*zip(*done, strict=True), dashes, color=colour, marker=marker, ms=4)
+        ends.append((*done[-1], name, colour))
+    axes.set_xlabel("number of atoms")
+    axes.set_ylabel("time of energy and forces (s)")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8)
+    label_ends(axes, ends)
     figure.savefig(path, dpi=150)
+
+
+def label_ends(axes, ends: list[tuple[int, float, str, str]]) -> None:
+    """Names beside the last points of lines, moved apart where they would overlap.
+
+    :param axes: with logarithmic scales
+    :param ends: last number of atoms, its time, name and colour of each line
+    """
+    largest = max(atoms for atoms, *_ in ends)
+    axes.set_xlim(right=8 * largest)
+    bottom, top = axes.get_ylim()
+    step = (top / bottom) ** (1 / 32)
+    column = {}
+    for atoms, seconds, name, colour in sorted(ends, key=lambda end: end[1]):
+        height = max(seconds, step * column.get(atoms, 0.0))
+        column[atoms] = height
+        axes.annotate(
+            name,
+            (atoms, seconds),
+            xytext=(1.15 * atoms, height),
+            color=colour,
+            fontsize=8,
+            va="center",
+        )
 
 
 def list_table(header: list[str], rows: list[list[str]]) -> str:

@@ -160,6 +160,16 @@ def test_tables(benchmarks):
     seconds = [5.0, *(1e-4 * n**1.2 for n in atoms[1:])]
     assert abs(benchmarks.common.exponent(atoms, seconds) - 1.2) < 1e-9
     assert benchmarks.common.exponent(atoms[:2], seconds[:2]) is None
+    assert benchmarks.common.exponent([1000, 1728], [1.0, 1.1]) is None
+
+
+def test_every_line_of_the_figure_is_labelled(benchmarks, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(benchmarks.plot_speed, "label_ends", lambda axes, ends: drawn.extend(ends))
+    names = [f"lorem-{i}" for i in range(12)]
+    rows = {(name, n): {"seconds": 1e-3 * n} for name in names for n in (16, 64)}
+    benchmarks.plot_speed.plot(rows, tmp_path / "speed.png")
+    assert [(atoms, name) for atoms, _, name, _ in drawn] == [(64, name) for name in names]
 
 
 @pytest.mark.slow
