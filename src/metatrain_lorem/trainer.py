@@ -90,11 +90,12 @@ class Trainer(TrainerInterface[TrainerHypers]):
         known = fit_baselines_and_scales(model, self.hypers, train_datasets, missing, processes)
         names = list(model.dataset_info.targets)
         if is_new and known:
-            # seen once, with baselines that will change
+            # with baselines that will change, so that nothing is kept
             prepare, nothing = Preparation(model), Memory(0)
-            prepared = [PreparedStructures(data, prepare, nothing) for data in train_datasets]
-            size = self._batch_size(0)
-            batches = ValidationBatches(prepared, build_collate(names, 0), size, processes)
+            once = [PreparedStructures(data, prepare, nothing) for data in train_datasets]
+            size = self._batch_size(choose_workers(self.hypers["num_workers"], once))
+            collate = build_collate(names, size.num_workers)
+            batches = ValidationBatches(once, collate, size, processes)
             shift_baselines(model, known, batches, processes)
         for digits in all_digits if dtype == torch.float32 else ():
             digits.report(model, processes)

@@ -58,11 +58,11 @@ def choose_workers(given: int | None, datasets: list[PreparedStructures]) -> int
     validate_num_workers(workers)
     if workers > 0:
         memory.limit = 0
-        logging.info(f"{facts}. {workers} processes prepare them in every epoch")
+        logging.info(f"{facts}. {workers} processes prepare them, anew in every pass")
     elif fits:
         logging.info(f"{facts}. They are prepared once and kept")
     else:
-        logging.info(f"{facts}. What fits is kept, the rest prepared in every epoch")
+        logging.info(f"{facts}. What fits is kept, the rest prepared anew in every pass")
     return workers
 
 
