@@ -99,7 +99,7 @@ class TrainerHypers(TypedDict):
     The model is equivariant; this can only average over the discretisation error of meshes.
     """
     num_workers: int | None = None
-    """Number of processes that prepare structures, anew in every epoch. Results do not depend on it.
+    """Number of processes that prepare structures anew in every epoch. Results do not depend on it.
 
     Without them, i.e. with 0, neighbour lists and labels for the loss are made once and kept, as
     far as they fit into a quarter of the free memory, and joined to batches by the training
