@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
-from common import measure
+from common import GIB, measure
 from metatomic.torch import System
 from metatrain.utils.data import (
     CollateFn,
@@ -23,6 +25,13 @@ from metatrain.utils.neighbor_lists import (
 from metatrain.utils.transfer import batch_to
 from omegaconf import OmegaConf
 from torch_models import new_model
+
+from metatrain_lorem.model import Lorem
+from metatrain_lorem.training.batches import join
+from metatrain_lorem.training.prepared import Memory, Preparation, PreparedStructures
+
+EPOCHS = 5
+"""In which making batches is timed."""
 
 
 def read_data(path: Path) -> tuple[Dataset, dict[str, TargetInfo]]:
@@ -55,27 +64,35 @@ def prepare_training(task: dict) -> tuple[Callable[[int], float], float]:
     """
     :param task: see :func:`torch_worker.main`
     :return: a function of the number of the call that takes one step with every batch and returns
-        the time of a step in seconds; the time of making a batch from structures in memory
+        the time of a step in seconds; the time of making a batch as the trainer of the model does
+        it in the epochs after the first
     """
     dataset, targets = read_data(Path(task["data"]))
     device = torch.device(task["device"])
     model = new_model(task["model"], get_atomic_types(dataset), targets).to(device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
-    lists = get_requested_neighbor_lists(model)
-    collate = CollateFn(["energy"], [get_system_with_neighbor_lists_transform(lists)])
-
     size = task["batch_size"]
     count = min(task["batches"], len(dataset) // size)
+    if isinstance(model, Lorem):
+        dataset = PreparedStructures(dataset, Preparation(model), Memory(limit=10 * GIB))
+        make = partial(join, targets=["energy"])
+    else:
+        lists = get_requested_neighbor_lists(model)
+        collate = CollateFn(["energy"], [get_system_with_neighbor_lists_transform(lists)])
 
-    def load(number: int):
+        def make(samples: list) -> tuple:
+            return unpack_batch(collate(samples))
+
+    def load(number: int) -> tuple:
         samples = [dataset[i] for i in range(number * size, (number + 1) * size)]
-        return batch_to(*unpack_batch(collate(samples)), dtype=torch.float32, device=device)
+        return batch_to(*make(samples), dtype=torch.float32, device=device)
 
-    # the first batch also loads libraries
-    load(0)
-    start = time.perf_counter()
-    batches = [load(number) for number in range(count)]
-    loading = (time.perf_counter() - start) / count
+    loading = []
+    # the first two epochs also load libraries, compile TorchScript and make neighbour lists
+    for _ in range(2 + EPOCHS):
+        start = time.perf_counter()
+        batches = [load(number) for number in range(count)]
+        loading.append((time.perf_counter() - start) / count)
 
     def step(systems: list[System], labels: dict) -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -96,7 +113,7 @@ def prepare_training(task: dict) -> tuple[Callable[[int], float], float]:
             torch.cuda.synchronize(device)
         return (time.perf_counter() - start) / count
 
-    return run, loading
+    return run, float(np.median(loading[2:]))
 
 
 def measure_training(task: dict) -> dict:

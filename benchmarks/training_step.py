@@ -7,7 +7,8 @@
 Without ``--data`` a batch is eight clusters of Na8Cl8; the file of ``--data`` needs energies and
 forces. All models have default hypers, random weights, single precision, a mean squared error and
 Adam. Models of metatrain are trained as its trainers do it, not as exported ones. The last columns
-also count the time to make a batch (neighbour lists, joining) in the same process.
+also count the time to make a batch in the same process, in the epochs after the first: joining, and
+what else the trainers do anew each time. Neighbour lists are not; all of them keep these.
 """
 
 import argparse

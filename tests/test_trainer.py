@@ -398,7 +398,9 @@ def test_too_little_memory(small, tmp_path, monkeypatch, caplog):
     model = small.new_model(info)
     small.fit(small.new_trainer(num_epochs=0), model, dataset, dataset, tmp_path)
     number = re.search(r"training batch needs at least (\S+) MB", caplog.text)[1]
-    monkeypatch.setattr(memory, "available_memory", lambda device: float(number) * 1e6 * 0.9)
+    monkeypatch.setattr(
+        memory, "available_memory", lambda device, sharing: float(number) * 1e6 * 0.9
+    )
     with pytest.raises(RuntimeError, match="needs more than .* Reduce `batch_size`"):
         small.fit(small.new_trainer(num_epochs=1), model, dataset, dataset, tmp_path)
     assert not list(tmp_path.glob("*.ckpt"))

@@ -7,14 +7,19 @@ from typing import Any, Literal
 
 import torch
 from metatrain.utils.abc import ModelInterface, TrainerInterface
-from metatrain.utils.data import get_num_workers, validate_num_workers
 from metatrain.utils.metrics import get_selected_metric
 from torch.utils.data import Dataset
 
 from .checkpoints import upgrade
 from .training.baseline_shifts import shift_baselines
 from .training.baselines import fit_baselines_and_scales
-from .training.batches import BatchSize, TrainingBatches, ValidationBatches, build_collate
+from .training.batches import (
+    BatchSize,
+    TrainingBatches,
+    ValidationBatches,
+    build_collate,
+    rotated,
+)
 from .training.checkpoint_files import write_checkpoint
 from .training.checks import check_data
 from .training.distributed import Processes, start_processes
@@ -24,8 +29,10 @@ from .training.hypers import TrainerHypers
 from .training.loss import GlobalLoss
 from .training.memory import estimate_memory
 from .training.optimizers import build_optimizers, load_states, set_learning_rate
+from .training.prepared import Memory, Preparation, PreparedStructures
 from .training.progress import ProgressLogger
 from .training.unscaled import unscaled_targets
+from .training.workers import choose_workers
 
 
 class Trainer(TrainerInterface[TrainerHypers]):
@@ -80,19 +87,26 @@ class Trainer(TrainerInterface[TrainerHypers]):
 
         is_new = self._continue_or_start(model, train_datasets, val_datasets, processes)
         _place(model, dtype, processes)
-        size = self._batch_size()
         known = fit_baselines_and_scales(model, self.hypers, train_datasets, missing, processes)
+        names = list(model.dataset_info.targets)
         if is_new and known:
-            collate = build_collate(model, augment=False)
-            batches = ValidationBatches(train_datasets, collate, size, processes)
+            # with baselines that will change, so that nothing is kept
+            prepare, nothing = Preparation(model), Memory(0)
+            once = [PreparedStructures(data, prepare, nothing) for data in train_datasets]
+            size = self._batch_size(choose_workers(self.hypers["num_workers"], once))
+            collate = build_collate(names, size.num_workers)
+            batches = ValidationBatches(once, collate, size, processes)
             shift_baselines(model, known, batches, processes)
         for digits in all_digits if dtype == torch.float32 else ():
             digits.report(model, processes)
 
-        collate = build_collate(model, augment=self.hypers["rotational_augmentation"])
-        train_batches = TrainingBatches(train_datasets, collate, size, self.seed, processes)
-        collate = build_collate(model, augment=False)
-        val_batches = ValidationBatches(val_datasets, collate, size, processes)
+        prepare, memory = Preparation(model), Memory.of(processes)
+        train = [PreparedStructures(data, prepare, memory) for data in train_datasets]
+        valid = [PreparedStructures(data, prepare, memory) for data in val_datasets]
+        size = self._batch_size(choose_workers(self.hypers["num_workers"], train + valid))
+        collate = build_collate(names, size.num_workers)
+        train_batches = TrainingBatches(train, collate, size, self.seed, processes)
+        val_batches = ValidationBatches(valid, collate, size, processes)
         loss = GlobalLoss(targets=model.dataset_info.targets, config=self.hypers["loss"])
         for name, info in loss.metadata.items():
             logging.info(f"Loss of {name}: {info}")
@@ -100,7 +114,7 @@ class Trainer(TrainerInterface[TrainerHypers]):
         per_structure = [*self.hypers["per_structure_targets"], *unscaled_targets(model)]
         evaluator = Evaluator(model, loss, per_structure, dtype, processes)
         max_atoms = self.hypers["max_atoms_per_batch"]
-        estimate_memory(evaluator, train_datasets, sizes, self.hypers["batch_size"], max_atoms)
+        estimate_memory(evaluator, train, sizes, self.hypers["batch_size"], max_atoms)
 
         optimizers = build_optimizers(
             model,
@@ -158,12 +172,7 @@ class Trainer(TrainerInterface[TrainerHypers]):
             self.seed = processes.from_first(torch.initial_seed() % 2**32)
         return model.finetunes or model.has_new_parameters or "training set" in changed
 
-    def _batch_size(self) -> BatchSize:
-        num_workers = self.hypers["num_workers"]
-        if num_workers is None:
-            num_workers = get_num_workers()
-            logging.info(f"`num_workers` not given: {num_workers} processes prepare batches")
-        validate_num_workers(num_workers)
+    def _batch_size(self, num_workers: int) -> BatchSize:
         return BatchSize(
             structures=self.hypers["batch_size"],
             max_atoms=self.hypers["max_atoms_per_batch"],
@@ -201,9 +210,12 @@ class Trainer(TrainerInterface[TrainerHypers]):
             def before_step(step: int, epoch: int = epoch) -> None:
                 self._set_learning_rate(optimizers, (epoch + (step + 0.5) / num_steps) / num_epochs)
 
+            batches = train_batches.epoch(epoch)
+            if self.hypers["rotational_augmentation"]:
+                batches = rotated(batches, evaluator.model.dataset_info)
             training = train_epoch(
                 evaluator,
-                train_batches.epoch(epoch),
+                batches,
                 optimizers,
                 self.hypers["grad_clip_norm"],
                 before_step,

@@ -180,7 +180,9 @@ def test_estimate_names_the_largest_cell(small, tmp_path, monkeypatch, caplog):
     # nothing recomputed, so that it is stored
     monkeypatch.setattr("metatrain_lorem.electrostatics.ewald.recomputed", lambda f, *a: f(*a))
     trainer = small.new_trainer(num_epochs=1)
-    monkeypatch.setattr("metatrain_lorem.training.memory.available_memory", lambda device: 50e6)
+    monkeypatch.setattr(
+        "metatrain_lorem.training.memory.available_memory", lambda device, sharing: 50e6
+    )
     with pytest.raises(RuntimeError, match=r"number 2 of the training set .*in the cell \[\[30.0"):
         small.fit(trainer, model, dataset, dataset, tmp_path)
 

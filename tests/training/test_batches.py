@@ -2,11 +2,17 @@ from collections import Counter
 
 import pytest
 import torch
-from metatrain.utils.data import unpack_batch
 from torch.utils.data import Subset
 
-from metatrain_lorem.training.batches import BatchSize, TrainingBatches, ValidationBatches
+from metatrain_lorem.training.batches import (
+    BatchSize,
+    TrainingBatches,
+    ValidationBatches,
+    join,
+    rotated,
+)
 from metatrain_lorem.training.distributed import Processes
+from metatrain_lorem.training.prepared import Preparation
 
 CPU = torch.device("cpu")
 
@@ -80,33 +86,48 @@ def test_validation_takes_each_structure_once(dataset, max_atoms):
     assert seen == Counter([*range(1, 12), 20])
 
 
+def prepared(model, samples):
+    prepare = Preparation(model)
+    return join([prepare(sample) for sample in samples], ["energy"])
+
+
 def test_labels_lose_baseline_and_scale(small, dataset):
     """What the model learns has no mean per element, and unit size."""
-    from metatrain_lorem.training.batches import build_collate
-
     _, info = small.read(small.file)
     model, trainer = small.new_model(info), small.new_trainer(num_epochs=0)
     small.fit(trainer, model, dataset, dataset, small.file.parent)
-    batch = build_collate(model, augment=False)(list(dataset))
-    systems, targets, _ = unpack_batch(batch)
+    systems, targets, _ = prepared(model, list(dataset))
     per_atom = targets["energy"].block().values[:, 0] / torch.tensor([len(s) for s in systems])
     assert per_atom.square().mean().sqrt().item() == pytest.approx(1.0, rel=1e-6)
     hydrogens = torch.tensor([(s.types == 1).sum() for s in systems], dtype=torch.float64)
     assert abs((hydrogens * targets["energy"].block().values[:, 0]).sum().item()) < 1e-6
 
 
-def test_augmentation_rotates_structures_and_forces(small, dataset):
-    from metatrain_lorem.training.batches import build_collate
-
+def test_augmentation_rotates_structures_neighbours_and_forces(small, dataset):
+    """Each structure by a matrix of its own, and by another one the next time."""
     _, info = small.read(small.file)
     model = small.new_model(info)
-    plain, turned = (
-        unpack_batch(build_collate(model, augment)([dataset[3]])) for augment in (False, True)
-    )
-    assert not torch.allclose(plain[0][0].positions, turned[0][0].positions)
-
-    def virial_trace(systems, targets, _):
-        gradient = targets["energy"].block().gradient("positions").values[..., 0]
-        return (systems[0].positions * gradient).sum()
-
-    torch.testing.assert_close(virial_trace(*plain), virial_trace(*turned))
+    plain = prepared(model, [dataset[i] for i in (3, 7)])
+    first, second = (next(rotated(iter([([3, 7], plain)]), info))[1] for _ in range(2))
+    matrices = []
+    for systems, targets, _ in (first, second):
+        atoms = 0
+        for before, after in zip(plain[0], systems, strict=True):
+            matrix = torch.linalg.lstsq(before.positions, after.positions).solution
+            torch.testing.assert_close(matrix @ matrix.T, torch.eye(3, dtype=torch.float64))
+            matrices.append(matrix)
+            (options,) = after.known_neighbor_lists()
+            pairs, turned = (x.get_neighbor_list(options) for x in (before, after))
+            assert pairs.samples == turned.samples and len(pairs.samples) > 0
+            torch.testing.assert_close(turned.values[..., 0], pairs.values[..., 0] @ matrix)
+            gradients, turned = (
+                x["energy"].block().gradient("positions").values[atoms : atoms + len(before), :, 0]
+                for x in (plain[1], targets)
+            )
+            torch.testing.assert_close(turned, gradients @ matrix)
+            atoms += len(before)
+        torch.testing.assert_close(
+            targets["energy"].block().values, plain[1]["energy"].block().values
+        )
+    for i, matrix in enumerate(matrices):
+        assert all((matrix - other).abs().max() > 1e-3 for other in matrices[:i])

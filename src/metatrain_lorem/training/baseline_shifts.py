@@ -1,8 +1,6 @@
 """Baselines of targets that a model knows already, moved to fit new data."""
 
 import logging
-from collections.abc import Iterable
-from typing import Any
 
 import ase.data
 import metatensor.torch as mts
@@ -11,9 +9,9 @@ from metatensor.torch import TensorMap
 from metatomic.torch import ModelOutput, System
 from metatrain.composition import CompositionModel
 from metatrain.utils.abc import ModelInterface
-from metatrain.utils.data import unpack_batch
 from metatrain.utils.transfer import batch_to
 
+from .batches import ValidationBatches
 from .distributed import Processes
 from .epoch import naming_structures
 
@@ -25,7 +23,7 @@ do not occur, are left as they are."""
 def shift_baselines(
     model: ModelInterface,
     names: list[str],
-    batches: Iterable[tuple[list[int], Any]],
+    batches: ValidationBatches,
     processes: Processes,
 ) -> None:
     """Add to the baselines what the model's errors have in common, element by element.
@@ -54,7 +52,7 @@ def shift_baselines(
         for name in names
     }
     for indices, batch in batches:
-        systems, labels, _ = batch_to(*unpack_batch(batch), dtype=dtype, device=processes.device)
+        systems, labels, _ = batch_to(*batch, dtype=dtype, device=processes.device)
         present = {name: output for name, output in outputs.items() if name in labels}
         with torch.no_grad(), naming_structures(indices, "training"):
             errors = _errors(model, systems, labels, model(systems, present))

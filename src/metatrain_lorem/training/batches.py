@@ -1,57 +1,68 @@
 """From data sets to batches, in an order that follows from the seed and the epoch alone."""
 
-import copy
+import functools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from metatrain.utils.abc import ModelInterface
-from metatrain.utils.additive import get_remove_additive_transform
+from metatensor.learn.data import group_and_join
+from metatensor.torch import TensorMap
+from metatomic.torch import System
 from metatrain.utils.augmentation import O3Augmenter
-from metatrain.utils.data import CollateFn, build_train_dataloaders, build_val_dataloaders
-from metatrain.utils.data.atomic_basis_helpers import get_prepare_atomic_basis_targets_transform
-from metatrain.utils.neighbor_lists import (
-    get_requested_neighbor_lists,
-    get_system_with_neighbor_lists_transform,
+from metatrain.utils.data import (
+    CollateFn,
+    DatasetInfo,
+    build_train_dataloaders,
+    build_val_dataloaders,
+    unpack_batch,
 )
-from metatrain.utils.scaler import get_remove_scale_transform
-from metatrain.utils.system_data import get_system_data_transform
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from .datasets import share, structure_index
 from .distributed import Processes
-from .total_charges import TOTAL_CHARGE, fill_missing
+
+Batch = tuple[list[System], dict[str, TensorMap], dict[str, TensorMap]]
+"""Structures, labels, masks of labels."""
+Batches = Iterator[tuple[list[int], Batch]]
+"""Batches and the indices of their structures, as in the data file."""
 
 
-def build_collate(model: ModelInterface, augment: bool) -> CollateFn:
-    """Function that joins structures to a batch and prepares their labels for the loss.
-
-    :param model: model with fitted baseline and scales
-    :param augment: whether to apply random rotations and inversions
-    :return: the function; it may run in worker processes, hence on the CPU
+def build_collate(targets: Iterable[str], num_workers: int) -> Callable[[list[Any]], Any]:
     """
-    targets, extra_data = model.dataset_info.targets, model.dataset_info.extra_data
-    densify, _ = get_prepare_atomic_basis_targets_transform(targets, extra_data)
-    steps: list[Callable] = [densify]
-    if augment:
-        augmenter = O3Augmenter(target_info_dict=targets, extra_data_info_dict=extra_data)
-        steps.append(augmenter.apply_random_augmentations)
-    steps.append(get_system_with_neighbor_lists_transform(get_requested_neighbor_lists(model)))
-    inputs = list(model.requested_inputs())
-    if TOTAL_CHARGE in inputs:
-        steps.append(fill_missing)
-    if inputs:
-        steps.append(get_system_data_transform(inputs))
+    :param targets: names of the targets
+    :param num_workers: number of processes that prepare batches
+    :return: function that joins prepared structures to a batch, which only bytes can leave a worker
+        process as
+    """
+    if num_workers > 0:
+        return CollateFn(list(targets))
+    return functools.partial(join, targets=list(targets))
 
-    additive_models = copy.deepcopy(model.additive_models).to("cpu", torch.float64)
-    additive_models[0].weights_to(device="cpu", dtype=torch.float64)
-    scaler = copy.deepcopy(model.scaler).to("cpu", torch.float64)
-    scaler.scales_to(device="cpu", dtype=torch.float64)
-    steps.append(get_remove_additive_transform(additive_models, targets))
-    steps.append(get_remove_scale_transform(scaler))
-    return CollateFn(target_keys=list(targets), callables=steps)
+
+def join(samples: list[Any], targets: list[str]) -> Batch:
+    """
+    :param samples: prepared structures
+    :param targets: names of the targets
+    :return: the structures, their labels and masks of labels
+    """
+    fields = group_and_join(samples, join_kwargs={"different_keys": "union"})._asdict()
+    systems = list(fields.pop("system"))
+    labels = {name: x for name, x in fields.items() if name in targets}
+    return systems, labels, {name: x for name, x in fields.items() if name not in targets}
+
+
+def rotated(batches: Batches, info: DatasetInfo) -> Batches:
+    """Random rotations and inversions, drawn in this process whatever prepares the batches.
+
+    :param batches: batches with the indices of their structures
+    :param info: of the model
+    :return: the same with structures, neighbour lists and labels turned
+    """
+    augmenter = O3Augmenter(info.targets, info.extra_data)
+    for indices, batch in batches:
+        yield indices, augmenter.apply_random_augmentations(*batch)
 
 
 class BatchSize(NamedTuple):
@@ -79,7 +90,7 @@ class TrainingBatches:
     def __init__(
         self,
         datasets: list[Dataset],
-        collate: CollateFn,
+        collate: Callable[[list[Any]], Any],
         size: BatchSize,
         seed: int,
         processes: Processes,
@@ -104,7 +115,7 @@ class TrainingBatches:
     def __len__(self) -> int:
         return sum(len(dataloader) for dataloader in self.dataloaders)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[list[int], Any]]:
+    def epoch(self, epoch: int) -> Batches:
         """
         :param epoch: number of the epoch; it also seeds all random numbers of this process
         :return: pairs of the structures' indices (as in the data file) and the batch
@@ -136,7 +147,7 @@ class ValidationBatches:
     def __init__(
         self,
         datasets: list[Dataset],
-        collate: CollateFn,
+        collate: Callable[[list[Any]], Any],
         size: BatchSize,
         processes: Processes,
     ) -> None:
@@ -150,14 +161,16 @@ class ValidationBatches:
             size.num_workers,
         )
 
-    def __iter__(self) -> Iterator[tuple[list[int], Any]]:
+    def __iter__(self) -> Batches:
         for dataset, dataloader in zip(self.datasets, self.dataloaders, strict=True):
             yield from _with_indices(dataset, dataloader)
 
 
-def _with_indices(dataset: Dataset, dataloader: DataLoader) -> Iterator[tuple[list[int], Any]]:
+def _with_indices(dataset: Dataset, dataloader: DataLoader) -> Batches:
     """Batches together with the indices of their structures."""
     for indices, batch in zip(dataloader.batch_sampler, dataloader, strict=True):
+        if dataloader.num_workers > 0:
+            batch = unpack_batch(batch)
         yield [structure_index(dataset, i) for i in indices], batch
 
 

@@ -1,6 +1,7 @@
 """Processes that train one model together."""
 
 import os
+import socket
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +21,14 @@ class Processes:
     :param rank: number of this process, 0 for the one that writes files
     :param size: number of processes
     :param owned: whether the group is ours to close
+    :param per_machine: number of processes on this machine
     """
 
     device: torch.device
     rank: int = 0
     size: int = 1
     owned: bool = False
+    per_machine: int = 1
 
     @property
     def is_distributed(self) -> bool:
@@ -134,4 +137,7 @@ def start_processes(devices: list[torch.device], port: int) -> Processes:
             dist.init_process_group(backend="nccl", device_id=device)
         else:
             dist.init_process_group(backend="gloo")
-    return Processes(device, dist.get_rank(), dist.get_world_size(), owned)
+    processes = Processes(device, dist.get_rank(), dist.get_world_size(), owned)
+    name = socket.gethostname()
+    processes.per_machine = processes.gather(name).count(name)
+    return processes

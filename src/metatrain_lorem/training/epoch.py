@@ -1,19 +1,19 @@
 """One pass over the training or the validation set."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from metatensor.torch import TensorMap
 from metatomic.torch import System
 from metatrain.utils.abc import ModelInterface
-from metatrain.utils.data import unpack_batch
 from metatrain.utils.evaluate_model import evaluate_model
 from metatrain.utils.metrics import MAEAccumulator, RMSEAccumulator
 from metatrain.utils.per_atom import average_by_num_atoms
 from metatrain.utils.transfer import batch_to
 
+from .batches import Batch, Batches, ValidationBatches
 from .distributed import Processes
 from .loss import GlobalLoss, MeanLoss
 
@@ -53,14 +53,14 @@ class Evaluator:
         self.dtype = dtype
         self.processes = processes
 
-    def predict(self, batch: Any, is_training: bool) -> Predicted:
+    def predict(self, batch: Batch, is_training: bool) -> Predicted:
         """
-        :param batch: batch as the data loader returns it
+        :param batch: structures, labels and masks of labels
         :param is_training: whether to keep what the gradient of the loss needs
         :return: predictions and labels
         """
         systems, targets, extra_data = batch_to(
-            *unpack_batch(batch), dtype=self.dtype, device=self.processes.device
+            *batch, dtype=self.dtype, device=self.processes.device
         )
         infos = self.model.dataset_info.targets
         predictions = evaluate_model(
@@ -141,7 +141,7 @@ class Metrics:
 
 def train_epoch(
     evaluator: Evaluator,
-    batches: Iterable[tuple[list[int], Any]],
+    batches: Batches,
     optimizers: list[torch.optim.Optimizer],
     grad_clip_norm: float,
     before_step: Callable[[int], None],
@@ -180,9 +180,7 @@ def train_epoch(
     return metrics.finalize()
 
 
-def validation_epoch(
-    evaluator: Evaluator, batches: Iterable[tuple[list[int], Any]]
-) -> dict[str, float]:
+def validation_epoch(evaluator: Evaluator, batches: ValidationBatches) -> dict[str, float]:
     """
     :param evaluator: model and loss
     :param batches: validation batches with the indices of their structures

@@ -99,8 +99,14 @@ class TrainerHypers(TypedDict):
     The model is equivariant; this can only average over the discretisation error of meshes.
     """
     num_workers: int | None = None
-    """Number of processes that prepare batches; ``None`` chooses by the number of CPU cores, 0
-    prepares them in the training process."""
+    """Number of processes that prepare structures anew in every epoch. Results do not depend on it.
+
+    Without them, i.e. with 0, neighbour lists and labels for the loss are made once and kept, as
+    far as they fit into a quarter of the free memory, and joined to batches by the training
+    process. ``None`` starts processes only for data that do not fit, as many as there are CPU cores
+    to spare, and only if it takes longer to prepare a structure than to take it over from another
+    process. The log says what was measured and chosen.
+    """
     log_interval: int = 1
     """Number of epochs from one progress line to the next."""
     checkpoint_interval: int = 25

@@ -1,16 +1,15 @@
 """Estimate of the memory that a training step needs, before the first step."""
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from metatomic.torch import System
 from torch.utils.data import Dataset
 
-from .batches import build_collate
+from .batches import Batch, join
 from .datasets import share, structure_index
 from .epoch import Evaluator, naming_structures
 
@@ -51,7 +50,7 @@ def estimate_memory(
     (as many as fill a batch) and for that of the largest cell.
 
     :param evaluator: model and loss
-    :param train_datasets: training sets
+    :param train_datasets: training sets, prepared
     :param sizes: of the structures in this process' shares of them
     :param batch_size: structures per batch
     :param max_atoms: atoms per batch, instead of ``batch_size``
@@ -72,16 +71,16 @@ def estimate_memory(
         return
     # parameters, gradients and two moments
     fixed = 4 * sum(p.numel() * p.element_size() for p in model.parameters())
-    free = available_memory(processes.device)
-    collate = build_collate(model, augment=False)
+    free = available_memory(processes.device, processes.per_machine)
+    targets = list(model.dataset_info.targets)
     largest = max(usable)
     widest = max(usable, key=lambda structure: structure[0].volume)
     needed = 0.0
     for (size, dataset, i), scale in [(largest, most / largest[0].atoms), (widest, 1.0)]:
         index, system = structure_index(shares[dataset], i), shares[dataset][i].system
-        batch = collate([shares[dataset][i]])
+        batch = join([shares[dataset][i]], targets)
 
-        def run(batch: Any = batch, index: int = index) -> None:
+        def run(batch: Batch = batch, index: int = index) -> None:
             with naming_structures([index], "training"):
                 predicted = evaluator.predict(batch, is_training=True)
             evaluator.loss.values_and_counts(*predicted[1:])
@@ -92,7 +91,7 @@ def estimate_memory(
         except MemoryError as error:
             cell = "" if size.volume == 0 else f" in the cell {system.cell.tolist()}"
             raise RuntimeError(
-                f"A training step needs more than the {_readable(free)} of memory that are free on "
+                f"A training step needs more than the {readable(free)} of memory that are free on "
                 f"{processes.device}, with structures like number {index} of the training set "
                 f"({size.atoms} atoms{cell}). {ADVICE}"
             ) from error
@@ -100,8 +99,8 @@ def estimate_memory(
             break
     # the backward pass adds temporaries, some ten per cent to a half of this
     logging.info(
-        f"The largest training batch needs at least {_readable(needed + fixed)} of memory "
-        f"on {processes.device}" + ("" if free is None else f", where {_readable(free)} are free")
+        f"The largest training batch needs at least {readable(needed + fixed)} of memory "
+        f"on {processes.device}" + ("" if free is None else f", where {readable(free)} are free")
     )
 
 
@@ -131,10 +130,11 @@ def saved_bytes(run: Callable[[], None], limit: float = float("inf")) -> int:
     return total
 
 
-def available_memory(device: torch.device) -> int | None:
+def available_memory(device: torch.device, sharing: int) -> int | None:
     """
     :param device: CPU or CUDA device
-    :return: free memory in bytes, for one of the processes on this machine; None if unknown
+    :param sharing: number of processes that share the memory of the CPU
+    :return: free memory in bytes, for one of these processes; None if unknown
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -148,8 +148,12 @@ def available_memory(device: torch.device) -> int | None:
     if limit.exists() and limit.read_text().strip() != "max":
         used = dict(line.split() for line in usage.read_text().splitlines())
         free = min(free, int(limit.read_text()) - int(used["anon"]))
-    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return free // sharing
 
 
-def _readable(size: float) -> str:
+def readable(size: float) -> str:
+    """
+    :param size: bytes
+    :return: the same with a unit
+    """
     return f"{size / 1e9:.1f} GB" if size > 1e9 else f"{size / 1e6:.1f} MB"
