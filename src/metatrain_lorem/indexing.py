@@ -22,6 +22,34 @@ def chunk_sizes(device: torch.device) -> tuple[int, int]:
     return 131072, 16384
 
 
+def chunks(size: int, chunk: int) -> list[int]:
+    """
+    :param size: number of rows
+    :param chunk: of as many as possible of the parts
+    :return: numbers of rows of the parts, which sum to ``size``
+    """
+    return [min(chunk, size - start) for start in range(0, max(size, 1), chunk)]
+
+
+def cut(x: torch.Tensor, sizes: list[int]) -> list[torch.Tensor]:
+    """``x.split(sizes)``, of which autograd does not hear where there is one part only.
+
+    :param x: ``[rows, ...]``
+    :param sizes: rows of each part
+    :return: the parts
+    """
+    return [x] if len(sizes) == 1 else list(x.split(sizes))
+
+
+def join(parts: list[torch.Tensor]) -> torch.Tensor:
+    """``torch.cat(parts)`` without a copy where there is one part only.
+
+    :param parts: each ``[rows, ...]``
+    :return: ``[all rows, ...]``
+    """
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def occurrences(numbers: torch.Tensor, size: int) -> torch.Tensor:
     """How often each number occurs; unlike ``torch.bincount`` without stopping a GPU.
 

@@ -37,7 +37,7 @@ from .graph import Graph, GraphBuilder
 from .heads.charges import unscaled_targets
 from .heads.readout import Features, Readout
 from .nn.mlp import MLP
-from .nn.tensor_dense import TensorProduct
+from .nn.tensor_dense import DegreeLinear, TensorProduct
 from .outputs import add_baseline, add_response, baseline_models, collect, relabeled
 from .systems import total_charges, warn_of_built_in_charge
 
@@ -348,6 +348,6 @@ class Lorem(ModelInterface[ModelHypers]):
         model = copy.deepcopy(self.eval())
         model.readout.aliases = aliases
         for module in model.modules():
-            if isinstance(module, TensorProduct):
+            if isinstance(module, (DegreeLinear, TensorProduct)):
                 module.fold()
         return AtomisticModel(model, merge_metadata(self.metadata, metadata), capabilities)

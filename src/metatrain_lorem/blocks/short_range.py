@@ -4,6 +4,7 @@ import torch
 
 from ..documentation import ModelHypers
 from ..graph import Graph
+from ..indexing import cut, join
 from ..nn.density import Edges, SpeciesDensity
 from ..nn.message_passing import MessagePassing
 from ..nn.mlp import Update, linear
@@ -40,7 +41,7 @@ class ShortRange(torch.nn.Module):
         self.density = SpeciesDensity(num_species_features, num_radial, d, max_degree, s)
         self.neighbor_update = Update(d, d)
         self.density_product = TensorDense(max_degree, s, max_degree, s)
-        self.norms = SphericalNorms(max_degree, hypers["norms"])
+        self.norms = SphericalNorms(max_degree, hypers["norms"], s)
         self.norm_update = Update((max_degree + 1) * s, d)
         self.message_passing = torch.nn.ModuleList(
             MessagePassing(hypers) for _ in range(int(hypers["num_message_passing"]))
@@ -66,24 +67,30 @@ class ShortRange(torch.nn.Module):
 
         num_atoms = [block.num_atoms for block in graph.blocks]
         num_pairs = [block.num_pairs for block in graph.blocks]
-        x_blocks = x.split(num_atoms)
-        vectors, distances = graph.vectors.split(num_pairs), graph.distances.split(num_pairs)
+        x_blocks = cut(x, num_atoms)
+        vectors, distances = cut(graph.vectors, num_pairs), cut(graph.distances, num_pairs)
         xs: list[torch.Tensor] = []
         rhos: list[torch.Tensor] = []
         radials: list[torch.Tensor] = []
         all_harmonics: list[torch.Tensor] = []
         for n, block in enumerate(graph.blocks):
             radial = self.radial(distances[n])
-            harmonics = self.harmonics(vectors[n] / distances[n].unsqueeze(-1))
+            # padding is any pair
+            slots = block.slots.clamp(max=block.num_pairs - 1)
+            directions = (vectors[n] / distances[n].unsqueeze(-1)).T
+            if len(self.message_passing) > 0:
+                harmonics = self.harmonics.components(directions)
+                radials.append(radial)
+                all_harmonics.append(harmonics)
+                harmonics = harmonics.index_select(1, slots)
+            else:
+                harmonics = self.harmonics.components(directions.index_select(1, slots))
             sums, rho = self.density(matrices, radial, harmonics, block)
             rho = self.density_product(rho)
             rhos.append(rho)
             updated = self.neighbor_update(x_blocks[n], sums)
             xs.append(self.norm_update(updated, self.norms(rho)))
-            if len(self.message_passing) > 0:
-                radials.append(radial)
-                all_harmonics.append(harmonics)
-        x, rho = torch.cat(xs), torch.cat(rhos)
+        x, rho = join(xs), join(rhos)
 
         stages = [x]
         if len(self.message_passing) > 0:
@@ -91,7 +98,7 @@ class ShortRange(torch.nn.Module):
                 centers=graph.centers,
                 neighbors=graph.neighbors,
                 radial=torch.cat(radials),
-                harmonics=torch.cat(all_harmonics),
+                harmonics=torch.cat(all_harmonics, dim=1).T,
             )
             for step in self.message_passing:
                 x, rho = step(x, rho, edges)

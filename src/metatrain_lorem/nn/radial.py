@@ -64,25 +64,27 @@ class RadialBasis(torch.nn.Module):
         self.register_buffer("binomials", split_constants(binomials), persistent=False)
         # n = step * i + j: powers of i and of j make all functions by an outer product
         self.step = max(k for k in range(1, int(num_radial**0.5) * 2 + 1) if num_radial % k == 0)
-        self.register_buffer("powers", torch.arange(num_radial), persistent=False)
+        n = torch.arange(num_radial, dtype=torch.float64)
+        fine, coarse = n[: self.step], n[:: self.step]
+        powers = torch.stack([torch.cat([fine, coarse]), torch.cat([fine.flip(0), coarse.flip(0)])])
+        self.register_buffer("powers", powers, persistent=False)
+        self.register_buffer("numbers", n + 1.0, persistent=False)
 
     def forward(self, distances: torch.Tensor) -> torch.Tensor:
         """
         :param distances: pair distances in Å ``[pairs]``, none above the cutoff
         :return: radial functions ``[pairs, num_radial]``
         """
-        u = (distances / self.cutoff).clamp(max=1.0).unsqueeze(-1)
-        powers = self.powers.to(distances.dtype)
+        u = (distances / self.cutoff).unsqueeze(-1)
         if self.cutoff_function == "cosine":
             cutoffs = cosine_cutoff(u)
         else:
             cutoffs = smooth_cutoff(u)
         if self.radial_basis == "bessel":
-            waves = torch.sin(torch.pi * (powers + 1.0) * u)
+            waves = torch.sin(torch.pi * self.numbers.to(u.dtype) * u)
             return waves * (cutoffs * (2.0 / self.cutoff) ** 0.5 / distances.unsqueeze(-1))
-        v = base_of_powers(1.0 - u)
-        fine, coarse = powers[: self.step], powers[:: self.step]
-        fine = u**fine * v ** fine.flip(0)
-        coarse = u**coarse * v ** coarse.flip(0) * cutoffs
-        basis = (coarse.unsqueeze(2) * fine.unsqueeze(1)).flatten(1)
-        return basis * join_constants(self.binomials, distances.dtype)
+        bases = torch.stack([u, base_of_powers(1.0 - u)], dim=1)
+        of_u, of_v = (bases ** self.powers.to(u.dtype)).unbind(dim=1)
+        fine, coarse = (of_u * of_v).split([self.step, self.powers.shape[1] - self.step], dim=1)
+        basis = ((coarse * cutoffs).unsqueeze(2) * fine.unsqueeze(1)).flatten(1)
+        return basis * join_constants(self.binomials, u.dtype)
