@@ -108,10 +108,10 @@ def smooth_cutoff(u: torch.Tensor) -> torch.Tensor:
 def base_of_powers(v: torch.Tensor) -> torch.Tensor:
     """
     :param v: numbers between 0 and 1, any shape
-    :return: these, hardly below zero's neighbours: second derivatives of powers of an exact zero
-        are NaN
+    :return: these, moved by less than the precision of numbers next to 1: second derivatives of
+        powers of an exact zero are NaN
     """
-    return v.clamp(min=1e-8 if v.dtype == torch.float32 else 1e-17)
+    return v + (1e-12 if v.dtype == torch.float32 else 1e-17)
 
 
 def exact_sums(

@@ -80,7 +80,7 @@ class LongRange(torch.nn.Module):
             ``[atoms, (L + 1)**2, s]``
         """
         potentials = self.coulomb(self.charges(x, rho), graph)
-        scalars = potentials[:, :1]
+        scalars, components = potentials.split([1, potentials.shape[1] - 1], dim=1)
         if self.dispersion is not None:
             # in units of the interaction at distance zero, a number that networks can take
             dispersion = self.dispersion(self.dispersion_coefficient(x), graph)
@@ -90,10 +90,10 @@ class LongRange(torch.nn.Module):
         x_blocks, rho_blocks, scalar_blocks = cut(x, sizes), cut(rho, sizes), cut(scalars, sizes)
         updated: list[torch.Tensor] = []
         fields: list[torch.Tensor] = []
-        for n, components in enumerate(cut(potentials[:, 1:], sizes)):
-            field = self.potential_linear(components.unsqueeze(-1))
+        for n, potential in enumerate(cut(components, sizes)):
+            field = self.potential_linear(potential.unsqueeze(-1))
             field = self.product(field, rho_blocks[n])
             fields.append(field)
-            invariants = torch.cat([scalar_blocks[n], self.norms(field)], dim=1)
+            invariants = torch.cat([scalar_blocks[n]] + self.norms.parts(field), dim=1)
             updated.append(self.update(x_blocks[n], invariants))
         return join(updated), join(fields)

@@ -12,6 +12,10 @@ from ..nn.radial import RadialBasis
 from ..nn.spherical import SphericalHarmonics, SphericalNorms
 from ..nn.tensor_dense import TensorDense
 
+MOST_FOLDED = 16
+"""Species up to which an exported model holds what mixes the radial functions of each two, 24 kB;
+with more of them, it is evaluated for those that occur."""
+
 
 class ShortRange(torch.nn.Module):
     """Steps 1 to 5 and 7 of LOREM (arXiv 2507.19382): one concatenated graph, no structures.
@@ -33,6 +37,7 @@ class ShortRange(torch.nn.Module):
         self.radial = RadialBasis(
             float(hypers["cutoff"]), num_radial, hypers["radial_basis"], hypers["cutoff_function"]
         )
+        self.register_buffer("folded_initial", torch.zeros(0, d), persistent=False)
         self.harmonics = SphericalHarmonics(max_degree)
         if self.initialize_node_features:
             self.initial: torch.nn.Module = linear(num_species_features, d)
@@ -47,6 +52,13 @@ class ShortRange(torch.nn.Module):
             MessagePassing(hypers) for _ in range(int(hypers["num_message_passing"]))
         )
 
+    def fold(self) -> None:
+        """Evaluate what depends on species only, unless there are many: for evaluation only."""
+        if self.embedding.num_embeddings <= MOST_FOLDED:
+            self.density.fold_species(self.embedding.weight)
+            if self.initialize_node_features:
+                self.folded_initial = self.initial(self.embedding.weight).detach()
+
     def forward(
         self, graph: Graph, conditioning: torch.Tensor | None
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -56,14 +68,16 @@ class ShortRange(torch.nn.Module):
         :return: scalar features after each stage (density, then each message-passing step), each
             ``[atoms, d]``; spherical features ``[atoms, (L + 1)**2, s]``
         """
-        if self.initialize_node_features:
+        if len(self.folded_initial) > 0:
+            x = self.folded_initial.index_select(0, graph.species)
+        elif self.initialize_node_features:
             x = self.initial(self.embedding(graph.species))
         else:
             size = [graph.species.shape[0], self.num_features]
             x = torch.zeros(size, dtype=graph.vectors.dtype, device=graph.vectors.device)
         if conditioning is not None:
             x = x + conditioning
-        matrices = self.density.matrices(self.embedding.weight[graph.present])
+        matrices = self.density.matrices_of(self.embedding.weight, graph.present)
 
         num_atoms = [block.num_atoms for block in graph.blocks]
         num_pairs = [block.num_pairs for block in graph.blocks]

@@ -5,11 +5,13 @@ species and the linear maps that follow it are folded into it (they commute with
 neighbours). Per pair only a contraction of the radial functions is left.
 """
 
+import copy
 from typing import NamedTuple
 
 import torch
 
 from ..indexing import chunk_sizes, chunks, cut, join
+from .constants import join_constants, split_constants
 from .mlp import MLP, linear
 from .neighbors import PairBlock
 from .spherical import degrees_of_components
@@ -141,6 +143,42 @@ class SpeciesDensity(torch.nn.Module):
         degrees = degrees_of_components(max_degree)
         components = torch.arange((max_degree + 1) ** 2)
         self.register_buffer("own_degrees", components * (max_degree + 1) + degrees, False)
+        none = torch.zeros(2, 0, 0, 0, 0)
+        self.register_buffer("folded_scalars", none, persistent=False)
+        self.register_buffer("folded_spherical", none, persistent=False)
+
+    def fold_species(self, embeddings: torch.Tensor) -> None:
+        """Keep the matrices of all species: for evaluation only, later changes of weights have no
+        effect.
+
+        :param embeddings: features of all species ``[species, num_species_features]``
+        """
+        double = copy.deepcopy(self).to(torch.float64)
+        to_scalars, to_density = double.matrices(embeddings.detach().to(torch.float64))
+        size = [len(embeddings), len(embeddings)]
+        scalars = split_constants(to_scalars.detach().unflatten(1, [size[1], -1]))
+        spherical = split_constants(to_density.detach().unflatten(0, size))
+        self.folded_scalars = scalars.to(embeddings.dtype)
+        self.folded_spherical = spherical.to(embeddings.dtype)
+
+    def matrices_of(
+        self, embeddings: torch.Tensor, present: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """:meth:`matrices` of some species, folded or not.
+
+        :param embeddings: features of all species ``[species, num_species_features]``
+        :param present: numbers of those that occur, in ascending order ``[species that occur]``
+        :return: see :meth:`matrices`
+        """
+        every = len(present) == len(embeddings)
+        if self.folded_scalars.shape[1] == 0:
+            return self.matrices(embeddings if every else embeddings[present])
+        to_scalars = join_constants(self.folded_scalars, embeddings.dtype)
+        to_density = join_constants(self.folded_spherical, embeddings.dtype)
+        if not every:
+            to_scalars = to_scalars[present][:, present]
+            to_density = to_density[present][:, present]
+        return to_scalars.flatten(1, 2), to_density.flatten(0, 1)
 
     def matrices(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What mixes the radial functions of a pair of species.
@@ -183,10 +221,10 @@ class SpeciesDensity(torch.nn.Module):
         for size, length in zip(pairs.chunk_sizes, pairs.chunk_lengths):  # noqa: B905
             slots.append(size * length)
         densities: list[torch.Tensor] = []
+        all_harmonics = cut(harmonics, slots, 1)
         for n, c in enumerate(cut(coefficients, slots)):
-            y = harmonics if len(slots) == 1 else harmonics.split(slots, dim=1)[n]
             shape = [pairs.chunk_sizes[n], pairs.chunk_lengths[n]]
-            y = y.unflatten(1, shape).transpose(0, 1)
+            y = all_harmonics[n].unflatten(1, shape).transpose(0, 1)
             density = torch.bmm(y, c.view(shape + [c.shape[1]]))
             density = density.view(shape[0], -1, self.num_channels)
             densities.append(density.index_select(1, self.own_degrees))

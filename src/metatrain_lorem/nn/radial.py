@@ -11,13 +11,13 @@ CUTOFF_FUNCTIONS = ("cosine", "smooth")
 RADIAL_BASES = ("bernstein", "bessel")
 
 
-def cosine_cutoff(u: torch.Tensor) -> torch.Tensor:
+def twice_cosine_cutoff(u: torch.Tensor) -> torch.Tensor:
     """
     :param u: distances over the cutoff, at most 1, any shape
-    :return: half a period of a cosine, from one to zero; the other function is
+    :return: half a period of a cosine, from two to zero; the other function is
         :func:`.safe.smooth_cutoff`
     """
-    return 0.5 * (1.0 + torch.cos(torch.pi * u))
+    return 1.0 + torch.cos(torch.pi * u)
 
 
 class RadialBasis(torch.nn.Module):
@@ -58,7 +58,8 @@ class RadialBasis(torch.nn.Module):
         self.radial_basis = radial_basis
         self.cutoff_function = cutoff_function
 
-        binomials = torch.tensor(
+        self.factor: float = 0.5 if cutoff_function == "cosine" else 1.0
+        binomials = self.factor * torch.tensor(
             [math.comb(num_radial - 1, n) for n in range(num_radial)], dtype=torch.float64
         )
         self.register_buffer("binomials", split_constants(binomials), persistent=False)
@@ -77,12 +78,13 @@ class RadialBasis(torch.nn.Module):
         """
         u = (distances / self.cutoff).unsqueeze(-1)
         if self.cutoff_function == "cosine":
-            cutoffs = cosine_cutoff(u)
+            cutoffs = twice_cosine_cutoff(u)
         else:
             cutoffs = smooth_cutoff(u)
         if self.radial_basis == "bessel":
             waves = torch.sin(torch.pi * self.numbers.to(u.dtype) * u)
-            return waves * (cutoffs * (2.0 / self.cutoff) ** 0.5 / distances.unsqueeze(-1))
+            factor = self.factor * (2.0 / self.cutoff) ** 0.5
+            return waves * (cutoffs * factor / distances.unsqueeze(-1))
         bases = torch.stack([u, base_of_powers(1.0 - u)], dim=1)
         of_u, of_v = (bases ** self.powers.to(u.dtype)).unbind(dim=1)
         fine, coarse = (of_u * of_v).split([self.step, self.powers.shape[1] - self.step], dim=1)

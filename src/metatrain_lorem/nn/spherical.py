@@ -64,17 +64,20 @@ class SphericalHarmonics(torch.nn.Module):
         if self.max_degree == 0:
             return constant
         couplings = join_constants(self.couplings, vectors.dtype)
-        lower = torch.cat([vectors[1:], vectors[:1]])
+        # x, y, z to y, z, x
+        lower = torch.roll(vectors, -1, 0)
         parts = [constant, lower]
         start = 0
         for known, reached in self.rounds:
             # the largest degree so far, times those from 1 on
-            last = parts[-1][-2 * known - 1 :]
-            added = reached - known
-            if added * (added + 2) > lower.shape[0]:
+            last, added = parts[-1], reached - known
+            if last.shape[0] > 2 * known + 1:
+                last = last[-2 * known - 1 :]
+            if lower.shape[0] < added * (added + 2):
                 lower = torch.cat(parts[1:])
-            second = lower[: added * (added + 2)]
-            products = (last.unsqueeze(1) * second.unsqueeze(0)).flatten(0, 1)
+            if lower.shape[0] > added * (added + 2):
+                lower = lower[: added * (added + 2)]
+            products = (last.unsqueeze(1) * lower.unsqueeze(0)).flatten(0, 1)
             size = added * (known + reached + 2)
             stop = start + size * products.shape[0]
             parts.append(couplings[start:stop].view(size, -1) @ products)
@@ -143,13 +146,20 @@ class SphericalNorms(torch.nn.Module):
         :param features: ``[atoms, (L + 1)**2, channels]``
         :return: ``[atoms, (L + 1) * channels]``, channels fastest
         """
+        return torch.cat(self.parts(features), dim=1)
+
+    def parts(self, features: torch.Tensor) -> list[torch.Tensor]:
+        """
+        :param features: ``[atoms, (L + 1)**2, channels]``
+        :return: invariants of degree zero ``[atoms, channels]`` and of the others
+            ``[atoms, L * channels]``
+        """
         members = join_constants(self.members, features.dtype)
         factors = join_constants(self.factors, features.dtype)
         if self.smooth:
-            return torch.cat([features[:, 0], smooth_norms(features, members, factors)], dim=1)
+            return [features[:, 0], smooth_norms(features, members, factors)]
         # the second derivative of the general form is zero only up to rounding / |x|
-        scalars, norms = features[:, :1].abs(), cusped_norms(features, members)
-        return torch.cat([scalars, norms * factors], dim=1).flatten(1)
+        return [features[:, 0].abs(), (cusped_norms(features, members) * factors).flatten(1)]
 
 
 def degrees_of_components(max_degree: int) -> torch.Tensor:

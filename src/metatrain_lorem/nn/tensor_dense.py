@@ -38,7 +38,7 @@ class DegreeLinear(torch.nn.Module):
         :return: ``[atoms, (L + 1)**2, num_out]``
         """
         weight = self.folded if self.folded.shape[0] > 0 else self.weight[self.degrees]
-        return torch.einsum("nmi,mio->nmo", x, weight)
+        return torch.bmm(x.transpose(0, 1), weight).transpose(0, 1)
 
 
 class TensorProduct(torch.nn.Module):
@@ -128,30 +128,22 @@ class TensorProduct(torch.nn.Module):
         table = torch.zeros(size, dtype=weighted.dtype, device=weighted.device)
         return table.scatter(1, self.entries[:1].expand_as(weighted), weighted)
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
         """
-        :param x: first factor ``[atoms, (L1 + 1)**2, num_channels]``
+        :param x: first factor ``[atoms, (L1 + 1)**2, num_channels]``; without a second one both, of
+            equal degrees, in the first and the second half of ``2 * num_channels``
         :param y: second factor ``[atoms, (L2 + 1)**2, num_channels]``
         :return: product ``[atoms, (L3 + 1)**2, num_channels]``
         """
         table = self.current_table(x.dtype)
         sizes = chunks(x.shape[0], chunk_sizes(x.device)[1])
         products: list[torch.Tensor] = []
-        for x_chunk, y_chunk in zip(cut(x, sizes), cut(y, sizes)):  # noqa: B905
-            first, second = self.sorted(x_chunk, 0), self.sorted(y_chunk, 1)
-            products.append(self.product(first, second, table))
-        return join(products)
-
-    def of_halves(self, factors: torch.Tensor) -> torch.Tensor:
-        """
-        :param factors: both factors, of equal degrees ``[atoms, (L + 1)**2, 2 * num_channels]``
-        :return: their product ``[atoms, (L3 + 1)**2, num_channels]``
-        """
-        table = self.current_table(factors.dtype)
-        sizes = chunks(factors.shape[0], chunk_sizes(factors.device)[1])
-        products: list[torch.Tensor] = []
-        for chunk in cut(factors, sizes):
-            first, second = self.sorted(chunk, 0).chunk(2)
+        for n, chunk in enumerate(cut(x, sizes)):
+            first = self.sorted(chunk, 0)
+            if y is None:
+                first, second = first.chunk(2)
+            else:
+                second = self.sorted(cut(y, sizes)[n], 1)
             products.append(self.product(first, second, table))
         return join(products)
 
@@ -254,4 +246,4 @@ class TensorDense(torch.nn.Module):
         :param x: ``[atoms, (max_degree + 1)**2, num_in]``
         :return: ``[atoms, (max_degree_out + 1)**2, num_out]``
         """
-        return self.product.of_halves(self.linear(x))
+        return self.product(self.linear(x))
