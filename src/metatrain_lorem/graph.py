@@ -12,9 +12,9 @@ from .electrostatics.boundaries import (
     find_boundaries,
     no_boundaries,
 )
-from .indexing import host_starts, occurrences
+from .indexing import host_starts, occurrences, of_systems
 from .nn.neighbors import PairBlock, Pairs, count_pairs, pair_blocks, sort_pairs
-from .systems import Batch, concatenate, extremes, refuse, warn_of_total_charge
+from .systems import Batch, concatenate, refuse, refuse_unknown, warn_of_total_charge
 
 LARGEST_ATOMIC_TYPE = 255
 
@@ -66,7 +66,8 @@ class GraphBuilder(torch.nn.Module):
         self.num_species = len(atomic_types)
         self.electrostatics: bool = vacuum is not None
         self.vacuum = vacuum or Vacuum(least=0.0)
-        types_to_species = torch.full((LARGEST_ATOMIC_TYPE + 2,), -1)
+        # one more species stands for those that the model does not know
+        types_to_species = torch.full((LARGEST_ATOMIC_TYPE + 2,), self.num_species)
         types_to_species[atomic_types] = torch.arange(len(atomic_types))
         self.register_buffer("types_to_species", types_to_species, persistent=False)
 
@@ -105,52 +106,58 @@ class GraphBuilder(torch.nn.Module):
             first = torch.tensor(host_starts(counts), device=device)
             atom_index = atoms - first[system_index]
 
-        known = species.clamp(min=0)
-        order = sort_pairs(known, batch.centers, batch.neighbors, self.num_species)
+        num_species = self.num_species + 1
+        order, keys = sort_pairs(species, batch.pairs[:, :2], num_species)
+        sorted_pairs = batch.pairs[order]
         pairs = Pairs(
-            centers=batch.centers[order],
-            neighbors=batch.neighbors[order],
-            species=known,
-            num_species=self.num_species,
+            centers=sorted_pairs[:, 0],
+            neighbors=sorted_pairs[:, 1],
+            keys=keys,
+            species=species,
+            num_species=num_species,
         )
-        shifts = batch.shifts[order].to(batch.positions.dtype)
+        shifts = sorted_pairs[:, 2:].to(batch.positions.dtype)
+        starts, ends = batch.positions[sorted_pairs[:, :2]].unbind(1)
+        vectors = ends - starts
         if len(counts) == 1:
             # the general form has a slow backward pass
-            offsets = shifts @ batch.cells[0]
+            vectors = torch.addmm(vectors, shifts, batch.cells[0])
         else:
             cells = batch.cells[system_index[pairs.centers]]
-            offsets = torch.einsum("pa,pab->pb", shifts, cells)
-        vectors = batch.positions[pairs.neighbors] - batch.positions[pairs.centers] + offsets
+            vectors = vectors + torch.einsum("pa,pab->pb", shifts, cells)
         distances = torch.linalg.vector_norm(vectors, dim=1)
 
         # the only look at numbers on the device
-        looked_at = extremes(species, distances, batch.total_charge, trained)
-        pair_counts = count_pairs(pairs)
-        numbers = [looked_at, pair_counts.to(torch.float64)]
+        shortest = distances if len(distances) == 0 else distances.amin(0, keepdim=True)
+        pair_counts, places = count_pairs(pairs)
+        # in double precision, which holds all integers too
+        numbers = [shortest, batch.total_charge, trained.to(torch.float64), pair_counts]
+        table_size = 0
         if self.electrostatics:
-            species_counts = occurrences(
-                system_index * self.num_species + known, len(counts) * self.num_species
-            )
             table = boundary_table(batch.positions, batch.cells, batch.pbc, system_index)
-            numbers += [table.flatten(), species_counts.to(torch.float64)]
+            table_size = table.numel()
+            numbers.append(table.flatten())
+            if len(counts) > 1:
+                keys = system_index * num_species + species
+                numbers.append(occurrences(keys, len(counts) * num_species))
         host: list[float] = torch.cat(numbers).tolist()
-        refuse(host, batch, species, pairs, distances)
-        warn_of_total_charge(host)
-        begin, end = looked_at.shape[0], looked_at.shape[0] + pair_counts.shape[0]
-        present, blocks = pair_blocks(pairs, [int(n) for n in host[begin:end]])
-        structure_species: list[list[int]] = []
+        begin = len(shortest) + len(counts) + 2
+        end = begin + pair_counts.shape[0]
+        host_counts = [int(n) for n in host[begin:end]]
+        present, blocks = pair_blocks(pairs, host_counts, places)
+        if self.num_species in present:
+            refuse_unknown(batch, species == self.num_species)
+        charges = host[len(shortest) : begin - 2]
+        refuse(host[: len(shortest)], charges, batch, pairs, distances)
+        warn_of_total_charge(charges, host[begin - 2], host[begin - 1])
+        structure_species = [present]
         if self.electrostatics:
-            last = len(host) - len(counts) * self.num_species
+            last = end + table_size
             boundaries = find_boundaries(
                 batch.cells, batch.pbc, counts, host[end:last], self.vacuum
             )
-            host_counts = host[last:]
-            for n in range(len(counts)):
-                occurring: list[int] = []
-                for i in range(self.num_species):
-                    if host_counts[n * self.num_species + i] > 0.0:
-                        occurring.append(i)
-                structure_species.append(occurring)
+            if len(counts) > 1:
+                structure_species = occurring_species(host[last:], num_species)
         else:
             boundaries = no_boundaries(counts, batch.cells)
         return Graph(
@@ -165,7 +172,7 @@ class GraphBuilder(torch.nn.Module):
             neighbors=pairs.neighbors,
             vectors=vectors,
             distances=distances,
-            present=present,
+            present=torch.tensor(present, device=device),
             blocks=blocks,
             boundaries=boundaries,
             structure_species=structure_species,
@@ -187,12 +194,16 @@ def in_precision(graph: Graph, dtype: torch.dtype) -> Graph:
     """
     if graph.positions.dtype == dtype:
         return graph
-    first = torch.tensor(graph.boundaries.first[:-1], device=graph.positions.device)
-    jump = 16.0
-    origins = jump * torch.round(graph.positions.detach()[first] / jump)
     b = graph.boundaries
+    jump, origins = 16.0, graph.positions.detach()[:1]
+    if len(b.counts) > 1:
+        origins = graph.positions.detach()[torch.tensor(b.first[:-1], device=origins.device)]
+    origins = of_systems(jump * torch.round(origins / jump), graph.system_index)
+    normals, heights = b.normals, b.heights
+    if 2 in b.dimensions:
+        normals, heights = normals.to(dtype), heights.to(dtype)
     return Graph(
-        positions=(graph.positions - origins[graph.system_index]).to(dtype),
+        positions=(graph.positions - origins).to(dtype),
         species=graph.species,
         pbc=graph.pbc,
         cells=graph.cells.to(dtype),
@@ -214,8 +225,24 @@ def in_precision(graph: Graph, dtype: torch.dtype) -> Graph:
             host_volumes=b.host_volumes,
             cells=b.cells.to(dtype),
             volumes=b.volumes.to(dtype),
-            normals=b.normals.to(dtype),
-            heights=b.heights.to(dtype),
+            normals=normals,
+            heights=heights,
         ),
         structure_species=graph.structure_species,
     )
+
+
+def occurring_species(counts: list[float], num_species: int) -> list[list[int]]:
+    """
+    :param counts: atoms of each species in each structure
+    :param num_species: number of species
+    :return: numbers of those that occur in each structure
+    """
+    result: list[list[int]] = []
+    for start in range(0, len(counts), num_species):
+        occurring: list[int] = []
+        for i in range(num_species):
+            if counts[start + i] > 0.0:
+                occurring.append(i)
+        result.append(occurring)
+    return result

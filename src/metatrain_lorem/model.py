@@ -37,8 +37,7 @@ from .graph import Graph, GraphBuilder
 from .heads.charges import unscaled_targets
 from .heads.readout import Features, Readout
 from .nn.mlp import MLP
-from .nn.tensor_dense import TensorProduct
-from .outputs import add_baseline, add_response, baseline_models, collect, relabeled
+from .outputs import add_baseline, add_response, baseline_models, relabeled, select
 from .systems import total_charges, warn_of_built_in_charge
 
 
@@ -197,12 +196,10 @@ class Lorem(ModelInterface[ModelHypers]):
             values = self.readout(features, charges, graph, list(outputs.keys()))
         with record_function("lorem::outputs"):
             dtype = systems[0].positions.dtype
-            results = self.readout.labels(values, graph, dtype)
-            results = collect(results, outputs, selected_atoms)
+            results = self.readout.labels(values, graph, outputs, selected_atoms, dtype)
             # the energy of the charges is in units of its own, whatever the scales of the targets
-            charge_energies = self.readout.charge_energies(charges, outputs)
-            energies = self.readout.labels(charge_energies, graph, dtype)
-            energies = collect(energies, outputs, selected_atoms)
+            energies = self.readout.charge_energies(charges, outputs)
+            energies = self.readout.labels(energies, graph, outputs, selected_atoms, dtype)
             if self.training:
                 # the trainer removes baselines and scales from the targets instead
                 energies = self.scaler.apply_scales(
@@ -290,7 +287,7 @@ class Lorem(ModelInterface[ModelHypers]):
                     requested[name] = ModelOutput(unit=output.unit, sample_kind=kind)
             baselines = additive_model(systems, requested, None)
             if selected_atoms is not None:
-                baselines = collect(baselines, outputs, selected_atoms)
+                baselines = select(baselines, outputs, selected_atoms)
             for name, baseline in baselines.items():
                 results[name] = add_baseline(results[name], baseline)
         return results
@@ -348,6 +345,6 @@ class Lorem(ModelInterface[ModelHypers]):
         model = copy.deepcopy(self.eval())
         model.readout.aliases = aliases
         for module in model.modules():
-            if isinstance(module, TensorProduct):
+            if hasattr(module, "fold"):
                 module.fold()
         return AtomisticModel(model, merge_metadata(self.metadata, metadata), capabilities)

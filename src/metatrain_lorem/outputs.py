@@ -6,15 +6,15 @@ import metatensor.torch as mts
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from metatensor.torch.operations._add import _add_block_block
-from metatomic.torch import ModelOutput
-from metatrain.composition import CompositionModel
+from metatomic.torch import ModelOutput, System
+from metatrain import composition
 from metatrain.utils.additive import ZBL
 from metatrain.utils.data import DatasetInfo, TargetInfo
-from metatrain.utils.sum_over_atoms import sum_over_atoms
+from metatrain.utils.data.atomic_basis_helpers import sparsify_atomic_basis_target
 
 from .documentation import ModelHypers
 from .graph import Graph
-from .indexing import occurrences
+from .indexing import occurrences, sum_systems
 
 
 class OutputLabels(torch.nn.Module):
@@ -51,30 +51,41 @@ class OutputLabels(torch.nn.Module):
         self.properties[name] = [Labels([label], torch.arange(size).unsqueeze(1))]
 
     def forward(
-        self, values: dict[str, list[torch.Tensor]], graph: Graph, dtype: torch.dtype
+        self,
+        values: dict[str, list[torch.Tensor]],
+        graph: Graph,
+        outputs: dict[str, ModelOutput],
+        selected_atoms: Optional[Labels],  # noqa: UP045
+        dtype: torch.dtype,
     ) -> dict[str, TensorMap]:
         """
         :param values: per output one array per block ``[atoms, components ..., properties]``
         :param graph: of the batch
+        :param outputs: whether they are asked for per atom or per system
+        :param selected_atoms: atoms to return or to sum, all if None
         :param dtype: floating-point type of the outputs
-        :return: outputs per atom
+        :return: what is asked for
         """
         maps: dict[str, TensorMap] = {}
         if len(values) == 0:
             return maps
         self.move(graph.system_index.device)
-        samples = Labels(
-            ["system", "atom"],
-            torch.stack([graph.system_index, graph.atom_index], dim=1),
-            assume_unique=True,
-        )
+        num_systems = len(graph.boundaries.counts)
+        samples: dict[str, Labels] = {}
         for name, arrays in values.items():
+            kind = outputs[name].sample_kind if selected_atoms is None else "atom"
+            if kind not in samples:
+                samples[kind] = system_samples(graph) if kind == "system" else atom_samples(graph)
             blocks: list[TensorBlock] = []
             for i, components in enumerate(self.components[name]):
-                properties = self.properties[name][i]
                 array = arrays[i].to(dtype)
-                blocks.append(TensorBlock(array, samples, components, properties))
+                if kind == "system":
+                    array = sum_systems(array, graph.system_index, num_systems)
+                properties = self.properties[name][i]
+                blocks.append(TensorBlock(array, samples[kind], components, properties))
             maps[name] = TensorMap(self.keys[name], blocks)
+        if selected_atoms is not None:
+            maps = select(maps, outputs, selected_atoms)
         return maps
 
     def move(self, device: torch.device) -> None:
@@ -87,6 +98,73 @@ class OutputLabels(torch.nn.Module):
                 for labels in self.components[name]:
                     components.append([c.to(device) for c in labels])
                 self.components[name] = components
+
+
+def atom_samples(graph: Graph) -> Labels:
+    """
+    :param graph: of the batch
+    :return: all atoms
+    """
+    atoms = torch.stack([graph.system_index, graph.atom_index], dim=1)
+    return Labels(["system", "atom"], atoms, assume_unique=True)
+
+
+def system_samples(graph: Graph) -> Labels:
+    """
+    :param graph: of the batch
+    :return: all structures
+    """
+    device = graph.system_index.device
+    systems = torch.arange(len(graph.boundaries.counts), dtype=torch.int32, device=device)
+    return Labels(["system"], systems.unsqueeze(1), assume_unique=True)
+
+
+class CompositionModel(composition.CompositionModel):
+    """metatrain's, with a shorter way to the baseline of one structure: the labels of its atoms
+    take a third of the operators of an evaluation's last stage."""
+
+    scalars: list[str]
+
+    def __init__(self, hypers: dict, dataset_info: DatasetInfo) -> None:
+        super().__init__(hypers, dataset_info)
+        targets = dataset_info.targets
+        self.scalars = [name for name, target in targets.items() if target.is_scalar]
+
+    def forward(
+        self,
+        systems: list[System],
+        outputs: dict[str, ModelOutput],
+        selected_atoms: Optional[Labels] = None,  # noqa: UP045
+    ) -> dict[str, TensorMap]:
+        """
+        :param systems: structures
+        :param outputs: whether baselines are asked for per atom or per system
+        :param selected_atoms: atoms to return or to sum, all if None
+        :return: what is asked for
+        """
+        positions = systems[0].positions
+        self.weights_to(positions.device, positions.dtype)
+        short = len(systems) == 1 and selected_atoms is None
+        for name, output in outputs.items():
+            short = short and output.sample_kind == "system" and name in self.scalars
+        baselines: dict[str, TensorMap] = {}
+        if not short:
+            baselines = self.model.forward(systems, outputs, selected_atoms)
+            for name, baseline in baselines.items():
+                target = self.dataset_info.targets[name]
+                if target.is_atomic_basis and not self.training:
+                    baselines[name] = sparsify_atomic_basis_target(systems, baseline, target.layout)
+            return baselines
+        for name in outputs:
+            weights = self.model.weights[name]
+            block = weights.block()
+            values = block.values.index_select(0, self.model.type_to_index[systems[0].types])
+            zero = torch.zeros([1, 1], dtype=torch.int32, device=positions.device)
+            samples = Labels(["system"], zero, assume_unique=True)
+            values = values.sum(dim=0, keepdim=True)
+            block = TensorBlock(values, samples, block.components, block.properties)
+            baselines[name] = TensorMap(weights.keys, [block])
+        return baselines
 
 
 def baseline_models(hypers: ModelHypers, dataset_info: DatasetInfo) -> list[torch.nn.Module]:
@@ -162,26 +240,20 @@ def add_response(energies: TensorMap, response: torch.Tensor) -> TensorMap:
     return TensorMap(energies.keys, [block])
 
 
-def collect(
-    per_atom: dict[str, TensorMap],
-    outputs: dict[str, ModelOutput],
-    selected_atoms: Optional[Labels],  # noqa: UP045
+def select(
+    per_atom: dict[str, TensorMap], outputs: dict[str, ModelOutput], selected_atoms: Labels
 ) -> dict[str, TensorMap]:
     """
     :param per_atom: values of all atoms
     :param outputs: whether they are asked for per atom or per system
-    :param selected_atoms: atoms to return or to sum, all if None
+    :param selected_atoms: atoms to return or to sum
     :return: what is asked for
     """
-    collected: dict[str, TensorMap] = {}
+    selected: dict[str, TensorMap] = {}
     for name, result in per_atom.items():
-        per_system = outputs[name].sample_kind == "system"
-        if selected_atoms is not None:
-            result = mts.slice(result, "samples", selected_atoms)
-            if per_system:
-                # no rows for structures without a selected atom
-                result = mts.sum_over_samples(result, ["atom"])
-        elif per_system:
-            result = sum_over_atoms(result)
-        collected[name] = result
-    return collected
+        result = mts.slice(result, "samples", selected_atoms)
+        if outputs[name].sample_kind == "system":
+            # no rows for structures without a selected atom
+            result = mts.sum_over_samples(result, ["atom"])
+        selected[name] = result
+    return selected

@@ -11,7 +11,9 @@ import torch
 from .indexing import occurrences, starts
 
 
-def smooth_norms(features: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
+def smooth_norms(
+    features: torch.Tensor, members: torch.Tensor, factors: torch.Tensor
+) -> torch.Tensor:
     r"""Norms of groups of components that have all derivatives where a group vanishes,
     :math:`\sqrt{\|x\|^2 + \delta^2} - \delta`.
 
@@ -19,18 +21,19 @@ def smooth_norms(features: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
     result is proportional to their size, whatever it is.
 
     :param features: ``[atoms, components, channels]``
-    :param members: 1 where a component belongs to a group, else 0 ``[groups, components]``
-    :return: ``[atoms, groups, channels]``
+    :param members: what sums the squares to :math:`\|x\|^2 + \delta^2` of each group and channel
+        and, last, to :math:`\delta^2` ``[groups * channels + 1, components * channels]``
+    :param factors: what makes of their roots the differences, times any factors
+        ``[groups * channels + 1, groups * channels]``
+    :return: ``[atoms, groups * channels]``
     """
+    features = features.flatten(1)
     # for the same reason any constant may be taken out: no square over- or underflows
-    scale = torch.linalg.vector_norm(features.detach(), torch.inf, dim=[1, 2], keepdim=True)
-    scale = torch.where(scale < (1e-30 if features.dtype == torch.float32 else 1e-150), 1.0, scale)
-    components = (features / scale) ** 2
-    squares = torch.matmul(members.to(features.dtype), components)
+    scale = torch.linalg.vector_norm(features.detach(), torch.inf, dim=1, keepdim=True)
+    scale = scale.masked_fill(scale < (1e-30 if features.dtype == torch.float32 else 1e-150), 1.0)
     # an atom without neighbours has no features at all
-    delta = torch.sqrt(components.mean(dim=[1, 2], keepdim=True) + 1e-12)
-    # the difference of two nearly equal numbers, written without it
-    return scale * (squares / (torch.sqrt(squares + delta * delta) + delta))
+    roots = torch.sqrt((features / scale) ** 2 @ members.T + 1e-12)
+    return scale * (roots @ factors)
 
 
 def cusped_norms(features: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
@@ -45,7 +48,7 @@ def cusped_norms(features: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
     # no second derivative over- or underflows
     scale = features.detach().abs().amax(dim=1, keepdim=True)
     scale = torch.where(scale < (1e-30 if single else 1e-150), 1.0, scale)
-    squares = torch.matmul(members.to(features.dtype), (features / scale) ** 2)
+    squares = torch.matmul(members, (features / scale) ** 2)
     # what symmetry makes zero is left with a rounding error, whose gradient would be of size one
     # in any direction
     vanishes = squares < (3e-5 if single else 1e-12) ** 2
@@ -105,10 +108,10 @@ def smooth_cutoff(u: torch.Tensor) -> torch.Tensor:
 def base_of_powers(v: torch.Tensor) -> torch.Tensor:
     """
     :param v: numbers between 0 and 1, any shape
-    :return: these, hardly below zero's neighbours: second derivatives of powers of an exact zero
-        are NaN
+    :return: these, moved by less than the precision of numbers next to 1: second derivatives of
+        powers of an exact zero are NaN
     """
-    return v.clamp(min=1e-8 if v.dtype == torch.float32 else 1e-17)
+    return v + (1e-12 if v.dtype == torch.float32 else 1e-17)
 
 
 def exact_sums(

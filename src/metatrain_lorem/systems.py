@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from metatomic.torch import NeighborListOptions, System
 
-from .indexing import host_starts
+from .indexing import host_starts, join
 from .nn.neighbors import Pairs
 
 
@@ -19,9 +19,7 @@ class Batch(NamedTuple):
     cells: torch.Tensor  # [systems, 3, 3] vectors in rows, Å
     pbc: torch.Tensor  # [systems, 3]
     counts: list[int]  # atoms of each structure
-    centers: torch.Tensor  # [pairs] directed, in any order
-    neighbors: torch.Tensor  # [pairs]
-    shifts: torch.Tensor  # [pairs, 3] cells between the two
+    pairs: torch.Tensor  # [pairs, 5] central atom, neighbour, cells between them; in any order
     total_charge: torch.Tensor  # [systems] e
 
 
@@ -61,16 +59,13 @@ def concatenate(
             pairs = pairs + torch.tensor([first_atom, first_atom, 0, 0, 0], device=pairs.device)
         samples.append(pairs)
         first_atom += len(system)
-    all_pairs = torch.cat(samples).to(torch.int64)
     return Batch(
-        positions=torch.cat(positions),
-        types=torch.cat(types).to(torch.int64),
-        cells=torch.stack(cells),
-        pbc=torch.stack(pbc),
+        positions=join(positions),
+        types=join(types),
+        cells=join([cell.unsqueeze(0) for cell in cells]),
+        pbc=join([periodic.unsqueeze(0) for periodic in pbc]),
         counts=counts,
-        centers=all_pairs[:, 0],
-        neighbors=all_pairs[:, 1],
-        shifts=all_pairs[:, 2:],
+        pairs=join(samples).to(torch.int64),
         total_charge=total_charge,
     )
 
@@ -107,53 +102,23 @@ def total_charges(systems: list[System], requested: bool, built_in: float) -> to
     return torch.full([len(systems)], built_in, dtype=positions.dtype, device=positions.device)
 
 
-def extremes(
-    species: torch.Tensor,
-    distances: torch.Tensor,
-    total_charge: torch.Tensor,
-    trained: torch.Tensor,
-) -> torch.Tensor:
-    """
-    What the host has to look at before numbers spread.
-
-    :param species: number of each atom's species, -1 where unknown, ``[atoms]``
-    :param distances: of the pairs ``[pairs]``, Å
-    :param total_charge: ``[systems]``, e
-    :param trained: smallest and largest total charge of the training data ``[2]``
-    :return: the least number of a species and the shortest distance, which is no number if one of
-        them is none; smallest and largest total charge; the last two again; ``[6]``, float64
-    """
-    shortest = torch.nn.functional.pad(distances, [0, 1], value=1.0).amin()
-    least = torch.nn.functional.pad(species, [0, 1]).amin().to(distances.dtype)
-    lowest, highest = torch.aminmax(total_charge)
-    numbers = torch.stack([least, shortest, lowest, highest])
-    return torch.cat([numbers, trained.to(distances.dtype)]).to(torch.float64)
-
-
 def refuse(
-    numbers: list[float],
+    shortest: list[float],
+    charges: list[float],
     batch: Batch,
-    species: torch.Tensor,
     pairs: Pairs,
     distances: torch.Tensor,
 ) -> None:
     """
-    :param numbers: :func:`extremes` on the host
+    :param shortest: of the distances, if there is one, no number if one of them is none; Å
+    :param charges: total charges of the structures, e
     :param batch: the structures
-    :param species: number of each atom's species, -1 where unknown, ``[atoms]``
     :param pairs: pairs of the batch
     :param distances: their distances ``[pairs]``, Å
     :raises ValueError: naming structure and atoms
     """
     first = host_starts(batch.counts)
-    if numbers[0] < 0.0:
-        atom = int(torch.nonzero(species < 0)[0, 0])
-        s = structure_of(atom, first)
-        raise ValueError(
-            f"structure {s} of the batch, atom {atom - first[s]}: the model does not know atomic "
-            f"type {int(batch.types[atom])}"
-        )
-    if not numbers[1] > 0.0:
+    if len(shortest) > 0 and not shortest[0] > 0.0:
         pair = int(torch.nonzero(torch.logical_not(distances > 0.0))[0, 0])
         i, j = int(pairs.centers[pair]), int(pairs.neighbors[pair])
         s = structure_of(i, first)
@@ -161,12 +126,27 @@ def refuse(
             f"structure {s} of the batch: atoms {i - first[s]} and {j - first[s]} are on one spot, "
             "or their coordinates are not numbers"
         )
-    if not (math.isfinite(numbers[2]) and math.isfinite(numbers[3])):
-        s = int(torch.nonzero(torch.logical_not(torch.isfinite(batch.total_charge)))[0, 0])
-        raise ValueError(
-            f"structure {s} of the batch has the total charge {float(batch.total_charge[s])}: "
-            "correct it"
-        )
+    for s, charge in enumerate(charges):
+        if not math.isfinite(charge):
+            raise ValueError(
+                f"structure {s} of the batch has the total charge {charge}: correct it"
+            )
+
+
+def refuse_unknown(batch: Batch, unknown: torch.Tensor) -> None:
+    """
+    :param batch: the structures
+    :param unknown: whether the model does not know the species of each atom, of some it does not
+        ``[atoms]``
+    :raises ValueError: naming structure and atom
+    """
+    first = host_starts(batch.counts)
+    atom = int(torch.nonzero(unknown)[0, 0])
+    s = structure_of(atom, first)
+    raise ValueError(
+        f"structure {s} of the batch, atom {atom - first[s]}: the model does not know atomic "
+        f"type {int(batch.types[atom])}"
+    )
 
 
 def structure_of(atom: int, first: list[int]) -> int:
@@ -181,12 +161,14 @@ def structure_of(atom: int, first: list[int]) -> int:
     return s
 
 
-def warn_of_total_charge(numbers: list[float]) -> None:
+def warn_of_total_charge(charges: list[float], low: float, high: float) -> None:
     """Warn of total charges beyond the training data's.
 
-    :param numbers: :func:`extremes` on the host
+    :param charges: total charges of the structures, e
+    :param low: smallest of the training data
+    :param high: largest of the training data
     """
-    lowest, highest, low, high = numbers[2], numbers[3], numbers[4], numbers[5]
+    lowest, highest = min(charges), max(charges)
     if low <= high and (lowest < low - 1e-3 or highest > high + 1e-3):
         warnings.warn(
             f"a total charge between {lowest} and {highest} is outside of what the model was "

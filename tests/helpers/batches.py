@@ -58,9 +58,7 @@ class Batch:
             cells=cells,
             pbc=self.pbc,
             counts=torch.bincount(self.system_index, minlength=len(cells)).tolist(),
-            centers=self.centers,
-            neighbors=self.neighbors,
-            shifts=self.shifts,
+            pairs=torch.column_stack([self.centers, self.neighbors, self.shifts.long()]),
             total_charge=total_charge,
         )
         builder = graph.GraphBuilder([1, 2, 3], None, boundaries.Vacuum(least_vacuum, angstrom))
@@ -76,6 +74,7 @@ def tune(module, **settings):
     module.settings = module.settings._replace(**settings)
     if "smearing" in settings:
         module.potential.smearing.fill_(settings["smearing"])
+        module.potential.width = settings["smearing"]
 
 
 def slab_height(monkeypatch, height):

@@ -44,15 +44,18 @@ class Graph:
 
     def sorted(self, num_species: int = 3) -> SortedPairs:
         """The pairs in blocks of atoms."""
-        order = sort_pairs(self.species, self.centers, self.neighbors, num_species)
+        together = torch.stack([self.centers, self.neighbors], dim=1)
+        order, keys = sort_pairs(self.species, together, num_species)
         pairs = Pairs(
             centers=self.centers[order],
             neighbors=self.neighbors[order],
+            keys=keys,
             species=self.species,
             num_species=num_species,
         )
-        present, blocks = pair_blocks(pairs, count_pairs(pairs).tolist())
-        return SortedPairs(order, present, blocks)
+        numbers, places = count_pairs(pairs)
+        present, blocks = pair_blocks(pairs, numbers.tolist(), places)
+        return SortedPairs(order, torch.tensor(present), blocks)
 
     def edges(self) -> Edges:
         """The pairs as they are."""

@@ -19,6 +19,11 @@ def make_density():
     return module, torch.randn(3, 3, dtype=torch.float64)
 
 
+def in_slots(harmonics, block):
+    """Harmonics of the pairs in all slots; padding, whose coefficients are zero, is anything."""
+    return torch.nn.functional.pad(harmonics, [0, 0, 0, 1], value=7.0)[block.slots].T
+
+
 def density_in_blocks(module, embeddings, graph, num_species=3):
     """Sums and density of all atoms, block after block."""
     pairs = graph.sorted(num_species)
@@ -27,7 +32,8 @@ def density_in_blocks(module, embeddings, graph, num_species=3):
     radial = graph.radial[pairs.order].split(sizes)
     harmonics = graph.harmonics[pairs.order].split(sizes)
     parts = [
-        module(matrices, *block) for block in zip(radial, harmonics, pairs.blocks, strict=True)
+        module(matrices, r, in_slots(y, block), block)
+        for r, y, block in zip(radial, harmonics, pairs.blocks, strict=True)
     ]
     return [torch.cat(values) for values in zip(*parts, strict=True)]
 
@@ -88,7 +94,8 @@ def test_scripted_equals_eager(graph):
     scripted = torch.jit.script(module)
     pairs = graph.sorted()
     matrices = module.matrices(embeddings[pairs.present])
-    arguments = (graph.radial[pairs.order], graph.harmonics[pairs.order], pairs.blocks[0])
+    harmonics = in_slots(graph.harmonics[pairs.order], pairs.blocks[0])
+    arguments = (graph.radial[pairs.order], harmonics, pairs.blocks[0])
     for own, expected in zip(
         scripted(matrices, *arguments), module(matrices, *arguments), strict=True
     ):

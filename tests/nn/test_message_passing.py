@@ -40,7 +40,7 @@ def step_pair_by_pair(step, x, rho, graph):
         rho = step.spherical.product(
             step.spherical.atom_linear(rho), step.spherical.message_linear(messages)
         )
-        x = step.norm_update(x, SphericalNorms(2, "smooth")(rho))
+        x = step.norm_update(x, SphericalNorms(2, "smooth", 2)(rho))
     return x, rho
 
 

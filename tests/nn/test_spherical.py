@@ -51,7 +51,7 @@ def test_harmonics_equal_e3x(shared):
 def test_normalisation(unit_vectors):
     harmonics = SphericalHarmonics(6)(unit_vectors)
     assert torch.allclose(harmonics[:, 1:4], unit_vectors[:, [1, 2, 0]], rtol=0, atol=0)
-    norms = SphericalNorms(6, "lorem-jax")(harmonics.unsqueeze(-1))
+    norms = SphericalNorms(6, "lorem-jax", 1)(harmonics.unsqueeze(-1))
     expected = (2 * torch.arange(7, dtype=torch.float64) + 1) ** 0.25
     assert torch.allclose(norms, expected.expand_as(norms), rtol=0, atol=1e-13)
 
@@ -79,7 +79,7 @@ def test_harmonics_of_any_degree(max_degree, unit_vectors):
 
 def test_norms_follow_their_definition(generator):
     features = torch.randn(5, 16, 3, dtype=torch.float64, generator=generator)
-    norms = SphericalNorms(3, "lorem-jax")(features)
+    norms = SphericalNorms(3, "lorem-jax", 3)(features)
     for atom in range(5):
         for degree in range(4):
             for channel in range(3):
@@ -90,8 +90,8 @@ def test_norms_follow_their_definition(generator):
 
 def test_norms_are_differentiable_where_nothing_vanishes(generator):
     features = torch.randn(2, 9, 2, dtype=torch.float64, generator=generator, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: SphericalNorms(2, "lorem-jax")(x), features)
-    assert torch.autograd.gradgradcheck(lambda x: SphericalNorms(2, "lorem-jax")(x), features)
+    assert torch.autograd.gradcheck(lambda x: SphericalNorms(2, "lorem-jax", 2)(x), features)
+    assert torch.autograd.gradgradcheck(lambda x: SphericalNorms(2, "lorem-jax", 2)(x), features)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -99,7 +99,7 @@ def test_norms_at_the_origin_have_zero_gradients(dtype):
     features = torch.zeros(1, 9, 2, dtype=dtype)
     features[0, 4:9, 1] = 0.5  # one block beside that does not vanish
     features.requires_grad_()
-    norms = SphericalNorms(2, "lorem-jax")(features)
+    norms = SphericalNorms(2, "lorem-jax", 2)(features)
     (gradient,) = torch.autograd.grad(norms.sum(), features, create_graph=True)
     assert (norms[0, :5] == 0).all() and norms[0, 5] > 0
     assert (gradient[0, :4] == 0).all() and (gradient[0, 4:, 0] == 0).all()
@@ -113,7 +113,7 @@ def test_norms_of_tiny_and_huge_blocks(size):
     """Their squares leave the range of single precision, the norms and gradients do not."""
     unit = torch.tensor([0.6, 0.0, -0.8]).reshape(1, 3, 1)
     features = (size * torch.cat([torch.ones(1, 1, 1), unit], dim=1)).requires_grad_()
-    norms = SphericalNorms(1, "lorem-jax")(features)
+    norms = SphericalNorms(1, "lorem-jax", 1)(features)
     assert abs(norms[0, 1].item() / (3**0.25 * size) - 1) < 1e-6
     (gradient,) = torch.autograd.grad(norms[0, 1], features, create_graph=True)
     assert torch.allclose(gradient[0, 1:], 3**0.25 * unit[0], rtol=1e-6)
@@ -128,7 +128,7 @@ def test_rounding_errors_have_no_gradient(dtype):
     features = torch.rand(3, 9, 2, generator=torch.Generator().manual_seed(0), dtype=dtype)
     features[:, 1:4] *= torch.finfo(dtype).eps
     features.requires_grad_()
-    norms = SphericalNorms(2, "lorem-jax")(features)
+    norms = SphericalNorms(2, "lorem-jax", 2)(features)
     (gradient,) = torch.autograd.grad(norms.sum(), features)
     assert (norms[:, 2:4] == 0).all() and (gradient[:, 1:4] == 0).all()
     assert (gradient[:, 4:].abs().amax(dim=1) > 0.1).all()
@@ -136,7 +136,7 @@ def test_rounding_errors_have_no_gradient(dtype):
 
 def test_smooth_norms_follow_their_definition(generator):
     features = torch.randn(5, 16, 3, dtype=torch.float64, generator=generator)
-    invariants = SphericalNorms(3, "smooth")(features)
+    invariants = SphericalNorms(3, "smooth", 3)(features)
     assert torch.equal(invariants[:, :3], features[:, 0])
     for atom in range(5):
         delta = float((features[atom] ** 2).mean()) ** 0.5
@@ -151,7 +151,7 @@ def test_smooth_norms_follow_their_definition(generator):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_smooth_norms_are_proportional_to_the_features(generator, dtype, factor):
     features = torch.randn(3, 9, 2, dtype=dtype, generator=generator)
-    module = SphericalNorms(2, "smooth")
+    module = SphericalNorms(2, "smooth", 2)
     torch.testing.assert_close(
         module(features * factor) / factor, module(features), rtol=1e-5, atol=1e-6
     )
@@ -163,7 +163,7 @@ def test_smooth_norms_are_differentiable_where_features_vanish(generator):
     features[:, 1:4] = 0.0
     features[0, :, 1] = 0.0
     features.requires_grad_()
-    module = SphericalNorms(2, "smooth")
+    module = SphericalNorms(2, "smooth", 2)
     assert torch.autograd.gradcheck(lambda x: module(x), features)
     assert torch.autograd.gradgradcheck(lambda x: module(x), features)
 
@@ -172,7 +172,7 @@ def test_smooth_norms_are_differentiable_where_features_vanish(generator):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_atoms_without_features(norms, dtype):
     features = torch.zeros(1, 9, 2, dtype=dtype, requires_grad=True)
-    invariants = SphericalNorms(2, norms)(features)
+    invariants = SphericalNorms(2, norms, 2)(features)
     (gradient,) = torch.autograd.grad(invariants[:, 2:].sum(), features, create_graph=True)
     assert (invariants == 0).all() and (gradient == 0).all()
     (second,) = torch.autograd.grad(gradient.sum(), features, allow_unused=True)
@@ -186,6 +186,6 @@ def test_rounding_errors_hardly_have_a_gradient(dtype):
     features = torch.rand(3, 9, 2, generator=torch.Generator().manual_seed(0), dtype=dtype)
     features[:, 1:4] *= eps
     features.requires_grad_()
-    norms = SphericalNorms(2, "smooth")(features)[:, 2:4]
+    norms = SphericalNorms(2, "smooth", 2)(features)[:, 2:4]
     (gradient,) = torch.autograd.grad(norms.sum(), features)
     assert gradient.abs().max() < 100 * eps

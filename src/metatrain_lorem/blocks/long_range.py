@@ -5,7 +5,7 @@ import torch
 from ..documentation import ModelHypers
 from ..electrostatics.coulomb_sum import CoulombSum
 from ..graph import Graph
-from ..indexing import chunk_sizes
+from ..indexing import chunk_sizes, chunks, cut, join
 from ..nn.mlp import MLP, Update
 from ..nn.spherical import SphericalNorms
 from ..nn.tensor_dense import DegreeLinear, TensorDense, TensorProduct
@@ -34,7 +34,7 @@ class LongRange(torch.nn.Module):
         self.coulomb = CoulombSum(cutoff, accuracy, angstrom=angstrom)
         self.potential_linear = DegreeLinear(max_degree_charges, 1, s)
         self.product = TensorProduct((max_degree_charges, max_degree, max_degree), s)
-        self.norms = SphericalNorms(max_degree, hypers["norms"])
+        self.norms = SphericalNorms(max_degree, hypers["norms"], s)
         self.dispersion: torch.nn.Module | None = None
         scalars = 1
         if 6 in hypers["long_range"]["exponents"]:
@@ -62,12 +62,12 @@ class LongRange(torch.nn.Module):
         :param rho: spherical features ``[atoms, (L + 1)**2, s]``
         :return: the scalar charge, then the spherical ones, ``[atoms, 1 + (L_charges + 1)**2]``
         """
-        block = chunk_sizes(x.device)[0]
+        sizes = chunks(x.shape[0], chunk_sizes(x.device)[0])
         charges: list[torch.Tensor] = []
-        for x_block, rho_block in zip(x.split(block), rho.split(block)):  # noqa: B905
+        for x_block, rho_block in zip(cut(x, sizes), cut(rho, sizes)):  # noqa: B905
             spherical = self.spherical_charges(rho_block).squeeze(-1)
             charges.append(torch.cat([self.scalar_charge(x_block), spherical], dim=1))
-        return torch.cat(charges)
+        return join(charges)
 
     def forward(
         self, x: torch.Tensor, rho: torch.Tensor, graph: Graph
@@ -80,20 +80,20 @@ class LongRange(torch.nn.Module):
             ``[atoms, (L + 1)**2, s]``
         """
         potentials = self.coulomb(self.charges(x, rho), graph)
-        scalars = potentials[:, :1]
+        scalars, components = potentials.split([1, potentials.shape[1] - 1], dim=1)
         if self.dispersion is not None:
             # in units of the interaction at distance zero, a number that networks can take
             dispersion = self.dispersion(self.dispersion_coefficient(x), graph)
             dispersion = dispersion / self.dispersion.potential.self_contribution()
             scalars = torch.cat([scalars, dispersion], dim=1)
-        block = chunk_sizes(x.device)[0]
-        x_blocks, rho_blocks, scalar_blocks = x.split(block), rho.split(block), scalars.split(block)
+        sizes = chunks(x.shape[0], chunk_sizes(x.device)[0])
+        x_blocks, rho_blocks, scalar_blocks = cut(x, sizes), cut(rho, sizes), cut(scalars, sizes)
         updated: list[torch.Tensor] = []
         fields: list[torch.Tensor] = []
-        for n, components in enumerate(potentials[:, 1:].split(block)):
-            field = self.potential_linear(components.unsqueeze(-1))
+        for n, potential in enumerate(cut(components, sizes)):
+            field = self.potential_linear(potential.unsqueeze(-1))
             field = self.product(field, rho_blocks[n])
             fields.append(field)
-            invariants = torch.cat([scalar_blocks[n], self.norms(field)], dim=1)
+            invariants = torch.cat([scalar_blocks[n]] + self.norms.parts(field), dim=1)
             updated.append(self.update(x_blocks[n], invariants))
-        return torch.cat(updated), torch.cat(fields)
+        return join(updated), join(fields)

@@ -4,12 +4,17 @@ import torch
 
 from ..documentation import ModelHypers
 from ..graph import Graph
+from ..indexing import cut, join
 from ..nn.density import Edges, SpeciesDensity
 from ..nn.message_passing import MessagePassing
 from ..nn.mlp import Update, linear
 from ..nn.radial import RadialBasis
 from ..nn.spherical import SphericalHarmonics, SphericalNorms
 from ..nn.tensor_dense import TensorDense
+
+MOST_FOLDED = 16
+"""Species up to which an exported model holds what mixes the radial functions of each two, 24 kB;
+with more of them, it is evaluated for those that occur."""
 
 
 class ShortRange(torch.nn.Module):
@@ -32,6 +37,7 @@ class ShortRange(torch.nn.Module):
         self.radial = RadialBasis(
             float(hypers["cutoff"]), num_radial, hypers["radial_basis"], hypers["cutoff_function"]
         )
+        self.register_buffer("folded_initial", torch.zeros(0, d), persistent=False)
         self.harmonics = SphericalHarmonics(max_degree)
         if self.initialize_node_features:
             self.initial: torch.nn.Module = linear(num_species_features, d)
@@ -40,11 +46,18 @@ class ShortRange(torch.nn.Module):
         self.density = SpeciesDensity(num_species_features, num_radial, d, max_degree, s)
         self.neighbor_update = Update(d, d)
         self.density_product = TensorDense(max_degree, s, max_degree, s)
-        self.norms = SphericalNorms(max_degree, hypers["norms"])
+        self.norms = SphericalNorms(max_degree, hypers["norms"], s)
         self.norm_update = Update((max_degree + 1) * s, d)
         self.message_passing = torch.nn.ModuleList(
             MessagePassing(hypers) for _ in range(int(hypers["num_message_passing"]))
         )
+
+    def fold(self) -> None:
+        """Evaluate what depends on species only, unless there are many: for evaluation only."""
+        if self.embedding.num_embeddings <= MOST_FOLDED:
+            self.density.fold_species(self.embedding.weight)
+            if self.initialize_node_features:
+                self.folded_initial = self.initial(self.embedding.weight).detach()
 
     def forward(
         self, graph: Graph, conditioning: torch.Tensor | None
@@ -55,35 +68,43 @@ class ShortRange(torch.nn.Module):
         :return: scalar features after each stage (density, then each message-passing step), each
             ``[atoms, d]``; spherical features ``[atoms, (L + 1)**2, s]``
         """
-        if self.initialize_node_features:
+        if len(self.folded_initial) > 0:
+            x = self.folded_initial.index_select(0, graph.species)
+        elif self.initialize_node_features:
             x = self.initial(self.embedding(graph.species))
         else:
             size = [graph.species.shape[0], self.num_features]
             x = torch.zeros(size, dtype=graph.vectors.dtype, device=graph.vectors.device)
         if conditioning is not None:
             x = x + conditioning
-        matrices = self.density.matrices(self.embedding.weight[graph.present])
+        matrices = self.density.matrices_of(self.embedding.weight, graph.present)
 
         num_atoms = [block.num_atoms for block in graph.blocks]
         num_pairs = [block.num_pairs for block in graph.blocks]
-        x_blocks = x.split(num_atoms)
-        vectors, distances = graph.vectors.split(num_pairs), graph.distances.split(num_pairs)
+        x_blocks = cut(x, num_atoms)
+        vectors, distances = cut(graph.vectors, num_pairs), cut(graph.distances, num_pairs)
         xs: list[torch.Tensor] = []
         rhos: list[torch.Tensor] = []
         radials: list[torch.Tensor] = []
         all_harmonics: list[torch.Tensor] = []
         for n, block in enumerate(graph.blocks):
             radial = self.radial(distances[n])
-            harmonics = self.harmonics(vectors[n] / distances[n].unsqueeze(-1))
+            # padding is any pair
+            slots = block.slots.clamp(max=block.num_pairs - 1)
+            directions = (vectors[n] / distances[n].unsqueeze(-1)).T
+            if len(self.message_passing) > 0:
+                harmonics = self.harmonics.components(directions)
+                radials.append(radial)
+                all_harmonics.append(harmonics)
+                harmonics = harmonics.index_select(1, slots)
+            else:
+                harmonics = self.harmonics.components(directions.index_select(1, slots))
             sums, rho = self.density(matrices, radial, harmonics, block)
             rho = self.density_product(rho)
             rhos.append(rho)
             updated = self.neighbor_update(x_blocks[n], sums)
             xs.append(self.norm_update(updated, self.norms(rho)))
-            if len(self.message_passing) > 0:
-                radials.append(radial)
-                all_harmonics.append(harmonics)
-        x, rho = torch.cat(xs), torch.cat(rhos)
+        x, rho = join(xs), join(rhos)
 
         stages = [x]
         if len(self.message_passing) > 0:
@@ -91,7 +112,7 @@ class ShortRange(torch.nn.Module):
                 centers=graph.centers,
                 neighbors=graph.neighbors,
                 radial=torch.cat(radials),
-                harmonics=torch.cat(all_harmonics),
+                harmonics=torch.cat(all_harmonics, dim=1).T,
             )
             for step in self.message_passing:
                 x, rho = step(x, rho, edges)

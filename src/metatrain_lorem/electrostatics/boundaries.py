@@ -24,7 +24,7 @@ class Boundaries(NamedTuple):
     host_volumes: list[float]  # Å³
     cells: (
         torch.Tensor
-    )  # [systems, 3, 3] cells of the sum, vectors in rows, Å; identity if isolated
+    )  # [systems, 3, 3] cells of the sum, vectors in rows, Å; identity if isolated among others
     volumes: torch.Tensor  # [systems] Å³
     normals: torch.Tensor  # [systems, 3] unit normals of slabs, zero for other structures
     heights: torch.Tensor  # [systems] heights of the slabs' cells, zero for other structures, Å
@@ -70,7 +70,7 @@ def area_vectors(cells: torch.Tensor, pbc: torch.Tensor) -> torch.Tensor:
     :param pbc: periodic directions ``[systems, 3]``
     :return: ``[systems, 3]``, Å²; without meaning for structures that are not slabs
     """
-    a = cells * pbc.unsqueeze(-1).to(cells.dtype)
+    a = cells * pbc.unsqueeze(-1)
     return torch.linalg.cross(a, torch.roll(a, -1, dims=1)).sum(dim=1)
 
 
@@ -87,22 +87,22 @@ def slab_normals(
     return unit_vectors(area_vectors(cells, pbc), is_slab)
 
 
-def slab_thickness(
-    positions: torch.Tensor, normals: torch.Tensor, system_index: torch.Tensor
-) -> torch.Tensor:
+def extents(
+    positions: torch.Tensor, directions: torch.Tensor, system_index: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Extent of the atoms along the normals.
-
     :param positions: ``[atoms, 3]``, Å
-    :param normals: unit vectors ``[systems, 3]``
+    :param directions: ``[systems, 3]``
     :param system_index: structure of each atom ``[atoms]``
-    :return: ``[systems]``, Å; zero for structures without atoms
+    :return: least and largest product of each structure's positions with its direction, each
+        ``[systems]``; zero for structures without atoms
     """
-    z = (positions * normals[system_index]).sum(dim=-1)
-    zero = torch.zeros(normals.size(0), dtype=z.dtype, device=z.device)
-    top = zero.scatter_reduce(0, system_index, z, "amax", include_self=False)
+    if directions.size(0) == 1 and positions.size(0) > 0:
+        return torch.aminmax(positions @ directions[0], dim=0, keepdim=True)
+    z = (positions * directions[system_index]).sum(dim=-1)
+    zero = torch.zeros(directions.size(0), dtype=z.dtype, device=z.device)
     bottom = zero.scatter_reduce(0, system_index, z, "amin", include_self=False)
-    return top - bottom
+    return bottom, zero.scatter_reduce(0, system_index, z, "amax", include_self=False)
 
 
 def boundary_table(
@@ -115,16 +115,26 @@ def boundary_table(
     :param cells: cell vectors in rows ``[systems, 3, 3]``, Å
     :param pbc: periodic directions ``[systems, 3]``
     :param system_index: structure of each atom ``[atoms]``
-    :return: of each structure its periodic directions (3), cell (9), normal (3), volume or area
-        and thickness, ``[systems, 17]``, float64
+    :return: of each structure its periodic directions (3), cell (9), :func:`area_vectors` (3) and
+        the :func:`extents` along them (2) ``[systems, 17]``
     """
     with torch.no_grad():
-        normals, areas = slab_normals(cells, pbc, pbc.sum(dim=1) == 2)
-        volumes = torch.where(pbc.all(dim=1), torch.det(cells).abs(), areas)
-        thickness = slab_thickness(positions, normals, system_index)
-        sizes = torch.stack([volumes, thickness], dim=1)
-        columns = [pbc.to(cells.dtype), cells.flatten(1), normals, sizes]
-        return torch.cat(columns, dim=1).to(torch.float64)
+        areas = area_vectors(cells, pbc)
+        bottom, top = extents(positions, areas, system_index)
+        columns = [pbc, cells.flatten(1), areas, bottom.unsqueeze(1), top.unsqueeze(1)]
+        return torch.cat(columns, dim=1)
+
+
+def determinant(cell: list[float]) -> float:
+    """
+    :param cell: nine numbers, vectors in rows, Å
+    :return: volume that they span, negative for a left-handed cell, Å³
+    """
+    a, b, c = cell[:3], cell[3:6], cell[6:]
+    x = b[1] * c[2] - b[2] * c[1]
+    y = b[2] * c[0] - b[0] * c[2]
+    z = b[0] * c[1] - b[1] * c[0]
+    return a[0] * x + a[1] * y + a[2] * z
 
 
 def check_boundaries(number: int, dimension: int, volume: float, size: float) -> None:
@@ -202,8 +212,8 @@ def find_boundaries(
     width = len(table) // len(counts)
     for number in range(len(counts)):
         row = table[number * width : (number + 1) * width]
-        cell, normal = row[3:12], row[12:15]
-        volume, thickness = row[15], row[16]
+        cell, area = row[3:12], row[12:15]
+        volume = abs(determinant(cell))
         sides: list[float] = []
         dimension, size, longest = 0, 1.0, 0.0
         for d in range(3):
@@ -213,11 +223,15 @@ def find_boundaries(
                 dimension += 1
                 size = size * side
                 longest = max(longest, side)
+        if dimension == 2:
+            volume = math.sqrt(area[0] ** 2 + area[1] ** 2 + area[2] ** 2)
         check_boundaries(number, dimension, volume, size)
         height = 0.0
         if dimension == 0:
             cell = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
         if dimension == 2:
+            normal = [component / volume for component in area]
+            thickness = (row[16] - row[15]) / volume
             height = slab_cell_height(thickness, max(4.0 * longest, vacuum.least), vacuum.angstrom)
             volume = volume * height
             for d in range(3):
@@ -240,7 +254,7 @@ def find_boundaries(
         height_tensor = torch.tensor(heights, dtype=cells.dtype, device=cells.device)
         padded = (normals * height_tensor.unsqueeze(-1)).unsqueeze(1)
         cells = torch.where(pbc.unsqueeze(-1), cells, padded)
-    if num_slabs + num_bulk < len(counts):
+    if 0 < num_slabs + num_bulk < len(counts):
         identity = torch.eye(3, dtype=cells.dtype, device=cells.device)
         cells = torch.where((pbc.sum(dim=1) >= 2).view(-1, 1, 1), cells, identity)
     return Boundaries(

@@ -3,6 +3,7 @@
 import torch
 
 from ..graph import Graph
+from ..indexing import of_systems, sum_systems
 from .boundaries import sort_structures
 from .ewald import PlaneWaveSum
 from .isolated import IsolatedSum
@@ -65,20 +66,19 @@ class CoulombSum(torch.nn.Module):
         :return: potentials ``[atoms, channels]``, e/Å
         """
         isolated, small, large = sort_structures(graph.boundaries, self.settings)
-        potentials = torch.zeros_like(charges)
+        if len(small) + len(large) == 0:
+            return self.isolated(charges, graph, isolated, self.settings.max_terms)
+        potentials = self.self_and_background(charges, graph)
         if len(isolated) > 0:
             potentials = potentials + self.isolated(
                 charges, graph, isolated, self.settings.max_terms
             )
-        if len(small) + len(large) == 0:
-            return potentials
         if self.is_coulomb:
-            potentials = potentials + self.real_space(charges, graph)
-        potentials = potentials - self.self_and_background(charges, graph)
+            potentials = self.add_real_space(potentials, charges, graph)
         if self.is_coulomb and 2 in graph.boundaries.dimensions:
             potentials = potentials + self.slabs(charges, graph)
         if len(small) > 0:
-            potentials = potentials + self.plane_waves(charges, graph, small, self.settings)
+            potentials = self.plane_waves(potentials, charges, graph, small, self.settings)
         for s in large:
             atoms = torch.arange(
                 graph.boundaries.first[s], graph.boundaries.first[s + 1], device=charges.device
@@ -86,34 +86,36 @@ class CoulombSum(torch.nn.Module):
             potentials = potentials.index_add(0, atoms, self.mesh(charges, graph, s, self.settings))
         return potentials
 
-    def real_space(self, charges: torch.Tensor, graph: Graph) -> torch.Tensor:
+    def add_real_space(
+        self, potentials: torch.Tensor, charges: torch.Tensor, graph: Graph
+    ) -> torch.Tensor:
         """What point charges interact more than Gaussians, over the pairs of the neighbour list.
+
+        :param potentials: to add it to ``[atoms, channels]``, e/Å
+        :param charges: ``[atoms, channels]``, e
+        :param graph: of the batch
+        :return: potentials ``[atoms, channels]``, the same for isolated structures, e/Å
+        """
+        weights = self.potential.sr_from_dist(graph.distances)
+        if 0 in graph.boundaries.dimensions:
+            weights = weights * periodic_atoms(graph)[graph.centers].to(weights.dtype)
+        products = charges.index_select(0, graph.neighbors) * weights.unsqueeze(-1)
+        return potentials.index_add(0, graph.centers, products)
+
+    def self_and_background(self, charges: torch.Tensor, graph: Graph) -> torch.Tensor:
+        """Less the potential of each Gaussian at its own centre, which the sum over k has, and of
+        the background that neutralises the cell.
 
         :param charges: ``[atoms, channels]``, e
         :param graph: of the batch
         :return: potentials ``[atoms, channels]``, zero for isolated structures, e/Å
         """
-        weights = self.potential.sr_from_dist(graph.distances)
-        if 0 in graph.boundaries.dimensions:
-            weights = weights * periodic_atoms(graph)[graph.centers].to(weights.dtype)
-        products = charges[graph.neighbors] * weights.unsqueeze(-1)
-        return torch.zeros_like(charges).index_add(0, graph.centers, products)
-
-    def self_and_background(self, charges: torch.Tensor, graph: Graph) -> torch.Tensor:
-        """The potential of each Gaussian at its own centre and of the background that neutralises
-        the cell.
-
-        :param charges: ``[atoms, channels]``, e
-        :param graph: of the batch
-        :return: to be subtracted, ``[atoms, channels]``, zero for isolated structures, e/Å
-        """
         if 0 in graph.boundaries.dimensions:
             charges = charges * periodic_atoms(graph).unsqueeze(-1).to(charges.dtype)
-        volumes = graph.boundaries.volumes.unsqueeze(-1)
-        total = torch.zeros_like(volumes).expand(-1, charges.size(1))
-        total = total.index_add(0, graph.system_index, charges)
-        background = 2.0 * self.potential.background_correction() * total / volumes
-        return charges * self.potential.self_contribution() + background[graph.system_index]
+        index, volumes = graph.system_index, graph.boundaries.volumes
+        density = sum_systems(charges, index, len(volumes)) / volumes.unsqueeze(-1)
+        own, background = self.potential.own_potential(), 2.0 * self.potential.background()
+        return torch.sub(-own * charges, of_systems(density, index), alpha=background)
 
     def slabs(self, charges: torch.Tensor, graph: Graph) -> torch.Tensor:
         """What turns stacks of slabs into single ones, see :mod:`.slab`.
@@ -130,8 +132,7 @@ class CoulombSum(torch.nn.Module):
         z = z - (sums[:, 1:] / sums[:, :1])[index]
         shift = (boundaries.heights**2 / 12.0)[index].unsqueeze(-1)
         moments = slab_moments(z, shift, charges)
-        totals = torch.zeros_like(boundaries.volumes).unsqueeze(-1).expand(-1, moments.size(1))
-        totals = totals.index_add(0, index, moments)[index]
+        totals = of_systems(sum_systems(moments, index, len(boundaries.volumes)), index)
         factors = self.potential.prefactor * slab_factors(boundaries.heights, boundaries.volumes)
         return slab_bracket(z, shift, totals) * factors[index].unsqueeze(-1)
 

@@ -12,18 +12,17 @@ from typing import NamedTuple
 import torch
 
 from ..graph import Graph
-from ..indexing import host_starts, occurrences, recomputed, starts
+from ..indexing import host_starts, join, recomputed
 from .boundaries import Boundaries, least_height, smearings
-from .padding import group_by_size, padded_atoms, padded_index
+from .padding import add_atoms, atoms_of, gather_atoms, group_by_size, padded_index
 from .parameters import SumParameters, num_waves
 
 
 class PlaneWaves(NamedTuple):
     """k-vectors of some structures, one of each pair k and -k, padded to one number."""
 
-    integers: torch.Tensor  # [structures, waves, 3] in units of the reciprocal cell vectors
-    k_squared: torch.Tensor  # [structures, waves] 1/Å²
-    mask: torch.Tensor  # [structures, waves], false for padding
+    vectors: torch.Tensor  # [structures, waves, 3] 1/Å
+    k_squared: torch.Tensor  # [structures, waves] 1/Å², huge for padding, which has no weight then
 
 
 def half_space_integers(
@@ -37,38 +36,32 @@ def half_space_integers(
     :param cells: nine numbers each, Å
     :param lengths: of the three vectors of each cell, Å
     :param k_cutoffs: of each cell, 1/Å
-    :return: integers of all cells one after another ``[waves, 3]``, and how many each cell has
+    :return: integers of all cells one after another, as float64 ``[waves, 3]``, and how many each
+        cell has
     """
-    bounds: list[list[int]] = []
-    sizes: list[int] = []
+    # TorchScript makes tensors of nested lists in single precision
+    numbers: list[float] = []
+    for cell in cells:
+        numbers += cell
+    inverse = torch.linalg.inv(torch.tensor(numbers, dtype=torch.float64).view(-1, 3, 3))
+    integers: list[torch.Tensor] = []
+    counts: list[int] = []
     for s, row in enumerate(lengths):
         # |k . a| <= |k| |a| bounds the integer along the cell vector a
-        bound = [int(k_cutoffs[s] * length / (2.0 * math.pi)) for length in row]
-        bounds.append(bound)
-        sizes.append((bound[0] + 1) * (2 * bound[1] + 1) * (2 * bound[2] + 1))
-    n = torch.tensor(bounds)
-    size = torch.tensor(sizes)
-    cell_index = torch.repeat_interleave(size, output_size=sum(sizes))
-    rank = torch.arange(sum(sizes)) - starts(size)[cell_index]
-    n = n[cell_index]
-    width = 2 * n + 1
-    integers = torch.stack(
-        [
-            rank // (width[:, 2] * width[:, 1]),
-            (rank // width[:, 2]) % width[:, 1] - n[:, 1],
-            rank % width[:, 2] - n[:, 2],
-        ],
-        dim=1,
-    )
-    a, b, c = integers.unbind(dim=1)
-    half = (a > 0) | ((a == 0) & ((b > 0) | ((b == 0) & (c > 0))))
-    matrices = torch.tensor(cells, dtype=torch.float64).view(-1, 3, 3)
-    reciprocal = 2.0 * math.pi * torch.linalg.inv(matrices).transpose(1, 2)
-    k = (integers.to(torch.float64).unsqueeze(1) @ reciprocal[cell_index]).squeeze(1)
-    longest = torch.tensor(k_cutoffs, dtype=torch.float64)[cell_index]
-    kept = torch.nonzero(half & ((k * k).sum(dim=1) <= longest**2)).squeeze(1)
-    per_cell: list[int] = occurrences(cell_index[kept], len(sizes)).tolist()
-    return integers[kept], per_cell
+        longest = k_cutoffs[s] / (2.0 * math.pi)
+        a, b, c = [int(longest * length) for length in row]
+        axes = [
+            torch.arange(0, a + 1, dtype=torch.float64),
+            torch.arange(-b, b + 1, dtype=torch.float64),
+            torch.arange(-c, c + 1, dtype=torch.float64),
+        ]
+        box = torch.stack(torch.meshgrid(axes, indexing="ij"), dim=-1).view(-1, 3)
+        # in this order -k stands before zero where k stands after it
+        box = box[b * (2 * c + 1) + c + 1 :]
+        box = box[torch.linalg.vector_norm(box @ inverse[s].T, dim=1) <= longest]
+        integers.append(box)
+        counts.append(box.shape[0])
+    return join(integers), counts
 
 
 def plane_waves(
@@ -90,12 +83,16 @@ def plane_waves(
         [boundaries.lengths[s] for s in structures],
         [k_cutoffs[s] for s in structures],
     )
+    n = (2.0 * math.pi * integers).to(device=device, dtype=dtype)
+    reciprocal = inverse_cells.transpose(1, 2)
+    if len(structures) == 1:
+        k = n.unsqueeze(0) @ reciprocal
+        return PlaneWaves(vectors=k, k_squared=(k * k).sum(dim=-1))
     first = host_starts(counts)
-    # one cell without k-vectors among others: any index does, its mask is false
+    # one cell without k-vectors among others: any index does, it is all padding
     places, mask = padded_index([min(i, first[-1] - 1) for i in first[:-1]], counts, device)
-    n = integers.to(device=device, dtype=dtype)[places]
-    k = 2.0 * math.pi * n @ inverse_cells.transpose(1, 2)
-    return PlaneWaves(integers=n, k_squared=(k * k).sum(dim=-1), mask=mask)
+    k = n[places] @ reciprocal
+    return PlaneWaves(vectors=k, k_squared=(k * k).sum(dim=-1).masked_fill(~mask, 1e30))
 
 
 def num_parts(num_waves: int, like: torch.Tensor) -> int:
@@ -105,7 +102,7 @@ def num_parts(num_waves: int, like: torch.Tensor) -> int:
     :return: parts that the product is done in. In single precision each is short: sums over many
         have a rounding error of one sign, 1e-4 of a self-interaction for a million k-vectors
     """
-    return max(1, (num_waves + 255) // 256) if like.dtype == torch.float32 else 1
+    return max(1, (num_waves + 511) // 512) if like.dtype == torch.float32 else 1
 
 
 def in_parts(waves: torch.Tensor, parts: int) -> torch.Tensor:
@@ -140,37 +137,37 @@ def sum_parts(sums: torch.Tensor, parts: int) -> torch.Tensor:
     return sums if parts == 1 else sums.unflatten(0, [-1, parts]).sum(dim=1)
 
 
-def fractional(positions: torch.Tensor, inverse_cells: torch.Tensor) -> torch.Tensor:
+def from_first_atoms(positions: torch.Tensor) -> torch.Tensor:
     """
     :param positions: ``[structures, atoms, 3]``, Å
-    :param inverse_cells: ``[structures, 3, 3]``, 1/Å
-    :return: positions in units of the cell vectors, from each structure's first atom: far from the
-        origin phases lose digits, and the choice of origin has no derivative
+    :return: positions from each structure's first atom: far from the origin phases lose digits,
+        and the choice of origin has no derivative
     """
-    return (positions - positions[:, :1].detach()) @ inverse_cells
+    return positions - positions[:, :1].detach()
 
 
 def wave_potentials(
-    charges: torch.Tensor, fractions: torch.Tensor, integers: torch.Tensor, weights: torch.Tensor
+    charges: torch.Tensor, positions: torch.Tensor, vectors: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
     """
     Sum over k of weight(k) * S(k) * exp(-i k r), real part, with S the structure factor.
 
     :param charges: ``[structures, atoms, channels]``, zero for padding, e
-    :param fractions: positions in units of the cell vectors ``[structures, atoms, 3]``
-    :param integers: k-vectors in units of the reciprocal cell vectors ``[structures, waves, 3]``
+    :param positions: from near by ``[structures, atoms, 3]``, Å
+    :param vectors: k-vectors ``[structures, waves, 3]``, 1/Å
     :param weights: ``[structures, waves]``, zero for padding
     :return: ``[structures, atoms, channels]``
     """
-    parts = num_parts(integers.size(1), charges)
-    integers, weights = in_parts(integers, parts), in_parts(weights, parts)
-    charges, fractions = for_parts(charges, parts), for_parts(fractions, parts)
-    phases = 2.0 * math.pi * torch.bmm(integers, fractions.transpose(1, 2))
-    potentials = torch.zeros_like(charges)
-    for wave in [torch.cos(phases), torch.sin(phases)]:
-        amplitudes = torch.bmm(wave, charges) * weights.unsqueeze(-1)
-        potentials = potentials + torch.bmm(wave.transpose(1, 2), amplitudes)
-    return sum_parts(potentials, parts)
+    parts = num_parts(vectors.size(1), charges)
+    vectors, weights = in_parts(vectors, parts), in_parts(weights, parts)
+    charges, positions = for_parts(charges, parts), for_parts(positions, parts)
+    phases = torch.bmm(vectors, positions.transpose(1, 2)).unsqueeze(1)
+    # cosines and sines
+    shift = torch.linspace(0.5 * math.pi, 0.0, 2, dtype=phases.dtype, device=phases.device)
+    waves = torch.sin(phases + shift.view(2, 1, 1)).flatten(1, 2)
+    amplitudes = torch.bmm(waves, charges).unflatten(1, [2, -1])
+    amplitudes = amplitudes * weights.unsqueeze(1).unsqueeze(-1)
+    return sum_parts(torch.bmm(waves.transpose(1, 2), amplitudes.flatten(1, 2)), parts)
 
 
 class PlaneWaveSum(torch.nn.Module):
@@ -187,20 +184,21 @@ class PlaneWaveSum(torch.nn.Module):
 
     def forward(
         self,
+        potentials: torch.Tensor,
         charges: torch.Tensor,
         graph: Graph,
         structures: list[int],
         parameters: SumParameters,
     ) -> torch.Tensor:
         """
+        :param potentials: to add it to ``[atoms, channels]``, e/Å
         :param charges: ``[atoms, channels]``, e
         :param graph: of the batch
         :param structures: numbers of the structures
         :param parameters: of the sum
-        :return: potentials ``[atoms, channels]``, zero for atoms of other structures
+        :return: potentials ``[atoms, channels]``, the same for atoms of other structures
         """
         boundaries, device = graph.boundaries, charges.device
-        potentials = torch.zeros_like(charges)
         sizes: list[list[int]] = []
         k_cutoffs: list[float] = []
         widths = smearings(boundaries, parameters)
@@ -213,34 +211,38 @@ class PlaneWaveSum(torch.nn.Module):
             together = max(1, parameters.max_terms // most)
             for begin in range(0, len(group), together):
                 members = group[begin : begin + together]
-                atoms, mask = padded_atoms(members, boundaries, device)
-                numbers = torch.tensor(members, device=device)
-                inverse_cells = torch.linalg.inv(boundaries.cells[numbers])
-                waves = plane_waves(boundaries, members, inverse_cells, k_cutoffs)
+                atoms = atoms_of(members, boundaries, device)
+                cells, volumes = boundaries.cells, boundaries.volumes
+                if len(members) < len(boundaries.counts):
+                    numbers = torch.tensor(members, device=device)
+                    cells, volumes = cells[numbers], volumes[numbers]
+                waves = plane_waves(boundaries, members, torch.linalg.inv(cells), k_cutoffs)
                 sparse: list[int] = []
                 for s in members:
                     if widths[s] > parameters.smearing:
                         sparse.append(s)
                 if len(sparse) > 0:
                     width = torch.tensor(
-                        [[widths[s]] for s in members], dtype=charges.dtype, device=device
+                        [widths[s] for s in members], dtype=charges.dtype, device=device
                     )
-                    weights = self.potential.wide_from_k_sq(waves.k_squared, width)
+                    weights = self.potential.wide_from_k_sq(waves.k_squared, width.unsqueeze(1))
                 else:
                     weights = self.potential.lr_from_k_sq(waves.k_squared)
                 # k and -k count once
-                weights = 2.0 * weights * waves.mask / boundaries.volumes[numbers].unsqueeze(1)
-                real = mask.unsqueeze(-1).to(charges.dtype)
-                q = charges[atoms] * real
-                fractions = fractional(graph.positions[atoms], inverse_cells)
-                v = torch.zeros_like(q)
-                rows = max(1, parameters.max_terms // atoms.numel())
-                for n, w in zip(waves.integers.split(rows, dim=1), weights.split(rows, dim=1)):  # noqa: B905
+                weights = 2.0 * weights / volumes.unsqueeze(1)
+                q, mask = gather_atoms(charges, atoms), atoms.mask
+                if mask is not None:
+                    q = q * mask.unsqueeze(-1)
+                r = from_first_atoms(gather_atoms(graph.positions, atoms))
+                rows = max(1, parameters.max_terms // (q.size(0) * q.size(1)))
+                for k, w in zip(waves.vectors.split(rows, dim=1), weights.split(rows, dim=1)):  # noqa: B905
                     if torch.jit.is_scripting() or not recompute:
-                        v = v + wave_potentials(q, fractions, n, w)
+                        v = wave_potentials(q, r, k, w)
                     else:
-                        v = v + recomputed(wave_potentials, q, fractions, n, w)
-                potentials = potentials.index_add(0, atoms.flatten(), (v * real).flatten(0, 1))
+                        v = recomputed(wave_potentials, q, r, k, w)
+                    if mask is not None:
+                        v = v * mask.unsqueeze(-1)
+                    potentials = add_atoms(potentials, atoms, v)
                 for s in sparse:
                     begin_atom, end_atom = boundaries.first[s], boundaries.first[s + 1]
                     own = torch.arange(begin_atom, end_atom, device=device)

@@ -3,9 +3,9 @@
 import torch
 
 from ..graph import Graph
-from ..indexing import recomputed
+from ..indexing import join, recomputed
 from ..safe import distances_between_others
-from .padding import group_by_size, padded_atoms
+from .padding import add_atoms, atoms_of, gather_atoms, group_by_size
 
 
 class IsolatedSum(torch.nn.Module):
@@ -33,47 +33,52 @@ class IsolatedSum(torch.nn.Module):
         :return: potentials ``[atoms, channels]``, zero for atoms of other structures
         """
         counts = graph.boundaries.counts
-        potentials = torch.zeros_like(charges)
         recompute = sum([counts[s] * counts[s] for s in structures]) > max_terms
+        potentials = torch.zeros_like(charges)
         for group in group_by_size(structures, [[count] for count in counts]):
             longest = max([counts[s] for s in group])
             together = max(1, max_terms // (longest * longest))
             rows = max(1, min(longest, max_terms // longest))
             for begin in range(0, len(group), together):
                 members = group[begin : begin + together]
-                index, mask = padded_atoms(members, graph.boundaries, charges.device)
-                q, r = charges[index], graph.positions[index]
-                for start in range(0, index.size(1), rows):
-                    chunk = torch.arange(
-                        start, min(start + rows, index.size(1)), device=charges.device
-                    )
+                atoms = atoms_of(members, graph.boundaries, charges.device)
+                q, r = gather_atoms(charges, atoms), gather_atoms(graph.positions, atoms)
+                v: list[torch.Tensor] = []
+                for start in range(0, q.size(1), rows):
+                    stop = min(start + rows, q.size(1))
                     if torch.jit.is_scripting() or not recompute:
-                        v = self.rows(q, r, mask, chunk)
+                        v.append(self.rows(q, r, atoms.mask, start, stop))
                     else:
-                        v = recomputed(self.rows, q, r, mask, chunk)
-                    atoms = index.index_select(1, chunk).flatten()
-                    potentials = potentials.index_add(0, atoms, v.flatten(0, 1))
+                        v.append(recomputed(self.rows, q, r, atoms.mask, start, stop))
+                if len(counts) == 1:
+                    return join(v, 1).squeeze(0)
+                potentials = add_atoms(potentials, atoms, join(v, 1))
         return potentials
 
     def rows(
         self,
         charges: torch.Tensor,
         positions: torch.Tensor,
-        mask: torch.Tensor,
-        chunk: torch.Tensor,
+        mask: torch.Tensor | None,
+        start: int,
+        stop: int,
     ) -> torch.Tensor:
         """
         :param charges: ``[structures, atoms, channels]``, e
         :param positions: ``[structures, atoms, 3]``, Å
-        :param mask: false for padding ``[structures, atoms]``
-        :param chunk: some atoms ``[rows]``
+        :param mask: false for padding ``[structures, atoms]``, None without
+        :param start: first of some atoms
+        :param stop: the one after the last
         :return: their potentials ``[structures, rows, channels]``
         """
-        others = positions.unsqueeze(1)
-        difference = positions.index_select(1, chunk).unsqueeze(2) - others
+        own, num_atoms = positions, positions.size(1)
+        excluded = torch.eye(stop - start, dtype=torch.bool, device=positions.device)
+        if stop - start < num_atoms:
+            own = positions[:, start:stop]
+            excluded = torch.nn.functional.pad(excluded, [start, num_atoms - stop])
+        if mask is not None:
+            excluded = excluded | ~(mask.unsqueeze(1) & mask[:, start:stop].unsqueeze(2))
+        difference = own.unsqueeze(2) - positions.unsqueeze(1)
         squared = (difference * difference).sum(dim=-1)
-        atom = torch.arange(positions.size(1), device=positions.device)
-        same = (chunk.unsqueeze(1) == atom.unsqueeze(0)).unsqueeze(0)
-        excluded = same | ~(mask.unsqueeze(1) & mask.index_select(1, chunk).unsqueeze(2))
         distances = distances_between_others(squared, excluded)
         return torch.bmm(self.potential.from_dist(distances), charges)

@@ -26,6 +26,7 @@ class ErfcCoulomb(torchpme.CoulombPotential):
 
     torch-pme takes the real-space part as :math:`1/r - \mathrm{erf}(r / \sqrt 2 \sigma) / r`, which
     in single precision leaves an error of 1e-7/r at any distance; here it is evaluated as erfc.
+    Its own forms of the others need fewer operators: distances and wave vectors are not zero.
 
     :param smearing: width of the Gaussians that split the sum, Å
     """
@@ -33,6 +34,19 @@ class ErfcCoulomb(torchpme.CoulombPotential):
     def __init__(self, smearing: float) -> None:
         super().__init__(smearing=smearing, prefactor=PREFACTOR)
         _derived(self)
+        self.width: float = smearing
+        self.half: float = PREFACTOR
+
+    def from_dist(self, dist: torch.Tensor, pair_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        :param dist: distances, not zero, any shape, Å
+        :param pair_mask: factors of the pairs
+        :return: the whole interaction, 1/Å
+        """
+        result = self.prefactor / dist
+        if pair_mask is not None:
+            result = result * pair_mask
+        return result
 
     def sr_from_dist(
         self, dist: torch.Tensor, pair_mask: torch.Tensor | None = None
@@ -42,10 +56,25 @@ class ErfcCoulomb(torchpme.CoulombPotential):
         :param pair_mask: factors of the pairs
         :return: what point charges interact more than Gaussians, 1/Å
         """
-        result = torch.erfc(dist / (math.sqrt(2.0) * self.smearing)) * (self.prefactor / dist)
+        result = torch.erfc(dist / (math.sqrt(2.0) * self.width)) * (self.prefactor / dist)
         if pair_mask is not None:
             result = result * pair_mask
         return result
+
+    def lr_from_k_sq(self, k_sq: torch.Tensor) -> torch.Tensor:
+        r"""
+        :param k_sq: squares of wave vectors, not zero, any shape, 1/Å²
+        :return: :math:`4 \pi e^{-\sigma^2 k^2 / 2} / k^2`, Å²
+        """
+        return torch.exp(-0.5 * self.width**2 * k_sq) / k_sq * (4.0 * math.pi * self.half)
+
+    def own_potential(self) -> float:
+        """The potential of a Gaussian at its own centre, as a number of the host; 1/Å."""
+        return self.half * math.sqrt(2.0 / math.pi) / self.width
+
+    def background(self) -> float:
+        """Half of what point charges interact more than Gaussians, integrated over space; Å²."""
+        return self.half * math.pi * self.width**2
 
     def wide_from_k_sq(self, k_sq: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
         """
@@ -89,6 +118,8 @@ class SmoothDispersion(torchpme.InversePowerLawPotential):
     def __init__(self, smearing: float) -> None:
         super().__init__(exponent=6, smearing=smearing, prefactor=PREFACTOR)
         _derived(self)
+        self.width: float = smearing
+        self.half: float = PREFACTOR
         self.register_buffer("exponent", self.exponent, persistent=False)
 
     def from_dist(self, dist: torch.Tensor, pair_mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -151,6 +182,14 @@ class SmoothDispersion(torchpme.InversePowerLawPotential):
     def background_correction(self) -> torch.Tensor:
         """The term of k = 0, which is finite: negative, as backgrounds are subtracted; 1/Å³."""
         return -0.5 * self.lr_from_k_sq(torch.zeros_like(self.smearing))
+
+    def own_potential(self) -> float:
+        """The interaction at distance zero, as a number of the host; 1/Å⁶."""
+        return self.half / 6.0 / (2.0 * self.width**2) ** 3
+
+    def background(self) -> float:
+        """The term of k = 0, see :meth:`background_correction`, as a number of the host; 1/Å³."""
+        return -self.half * (math.pi**1.5 / 6.0) * (2.0 * self.width**2) ** -1.5
 
 
 def smooth_dispersion(squared: torch.Tensor, smearing: torch.Tensor) -> torch.Tensor:

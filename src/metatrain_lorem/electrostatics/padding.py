@@ -1,8 +1,17 @@
 """Groups of structures of similar size, padded to one rectangular array."""
 
+from typing import NamedTuple
+
 import torch
 
 from .boundaries import Boundaries
+
+
+class PaddedAtoms(NamedTuple):
+    """The atoms of some structures of a batch as one array; nothing if that is all of the batch."""
+
+    index: torch.Tensor | None  # [structures, most atoms]
+    mask: torch.Tensor | None  # the same shape, false for padding
 
 
 def group_by_size(structures: list[int], sizes: list[list[int]]) -> list[list[int]]:
@@ -58,3 +67,40 @@ def padded_atoms(
     """
     first = [boundaries.first[s] for s in structures]
     return padded_index(first, [boundaries.counts[s] for s in structures], device)
+
+
+def atoms_of(structures: list[int], boundaries: Boundaries, device: torch.device) -> PaddedAtoms:
+    """:func:`padded_atoms`, or nothing for a batch of one structure.
+
+    :param structures: numbers of some structures, none of them empty
+    :param boundaries: of the batch
+    :param device: where the result shall live
+    :return: their atoms
+    """
+    if len(boundaries.counts) == 1:
+        return PaddedAtoms(index=None, mask=None)
+    index, mask = padded_atoms(structures, boundaries, device)
+    return PaddedAtoms(index=index, mask=mask)
+
+
+def gather_atoms(values: torch.Tensor, atoms: PaddedAtoms) -> torch.Tensor:
+    """
+    :param values: of all atoms of the batch ``[atoms, ...]``
+    :param atoms: of some structures
+    :return: their values, of padding those of any atom ``[structures, most atoms, ...]``
+    """
+    index = atoms.index
+    return values.unsqueeze(0) if index is None else values[index]
+
+
+def add_atoms(sums: torch.Tensor, atoms: PaddedAtoms, values: torch.Tensor) -> torch.Tensor:
+    """
+    :param sums: of all atoms of the batch ``[atoms, ...]``
+    :param atoms: of some structures
+    :param values: what to add to theirs, zero for padding ``[structures, most atoms, ...]``
+    :return: the new sums
+    """
+    index = atoms.index
+    if index is None:
+        return sums + values.squeeze(0)
+    return sums.index_add(0, index.flatten(), values.flatten(0, 1))

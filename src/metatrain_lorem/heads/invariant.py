@@ -26,12 +26,26 @@ class InvariantHead(torch.nn.Module):
             for _ in range(num_stages)
         )
         self.last_layer = linear(num_stages * d, num_outputs)
+        self.register_buffer("weights", torch.zeros(0, num_stages, d, d), persistent=False)
+        self.register_buffer("biases", torch.zeros(0, num_stages, 1, d), persistent=False)
+
+    def fold(self) -> None:
+        """Stack the weights of all stages: for evaluation only, later changes have no effect."""
+        layers = [[mlp[i] for mlp in self.stages] for i in (0, 2)]
+        weights = [torch.stack([layer.weight.T for layer in stages]) for stages in layers]
+        biases = [torch.stack([layer.bias.unsqueeze(0) for layer in stages]) for stages in layers]
+        self.weights, self.biases = torch.stack(weights).detach(), torch.stack(biases).detach()
 
     def last_layer_features(self, stages: list[torch.Tensor]) -> torch.Tensor:
         """
         :param stages: scalar features after each stage, each ``[atoms, d]``
         :return: ``[atoms, num_stages * d]``
         """
+        if self.weights.shape[0] > 0:
+            x = torch.stack(stages)
+            for weight, bias in zip(self.weights.unbind(), self.biases.unbind()):  # noqa: B905
+                x = torch.nn.functional.silu(torch.baddbmm(bias, x, weight))
+            return x.transpose(0, 1).flatten(1)
         hidden: list[torch.Tensor] = []
         for i, mlp in enumerate(self.stages):
             hidden.append(mlp(stages[i]))

@@ -4,6 +4,7 @@ import torch
 from metatrain.utils.data import TargetInfo
 
 from ..documentation import ModelHypers
+from ..indexing import cut
 from ..nn.spherical import CARTESIAN
 from ..nn.tensor_dense import DegreeLinear
 from .equivariant import TensorBasis
@@ -31,6 +32,7 @@ class TargetHead(torch.nn.Module):
         super().__init__()
         max_degree = int(hypers["max_degree"])
         num_channels = int(hypers["num_spherical_features"])
+        self.is_scalar = bool(target.is_scalar)
         self.cartesian = bool(target.is_cartesian)
         self.bases = torch.nn.ModuleList()
         self.shapes = []
@@ -76,8 +78,10 @@ class TargetHead(torch.nn.Module):
         """
         if self.field_linear is not None and field is not None:
             spherical = spherical + self.field_linear(field)
-        coefficients = self.invariants(last_layer_features).split(self.sizes, dim=1)
+        coefficients = cut(self.invariants(last_layer_features), self.sizes, 1)
         values: list[torch.Tensor] = []
+        if self.is_scalar:
+            return list(coefficients)
         for i, basis in enumerate(self.bases):
             tensors = basis(spherical)
             block = torch.einsum(

@@ -21,6 +21,8 @@ def join_constants(parts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """
     :param parts: from :func:`split_constants`
     :param dtype: wanted floating-point type
-    :return: the constants, to 48 bits in float64
+    :return: the constants, to 48 bits in float64; in single precision the second part is lost
     """
+    if dtype == torch.float32:
+        return parts[0].to(dtype)
     return parts[0].to(dtype) + parts[1].to(dtype)

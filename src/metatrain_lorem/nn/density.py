@@ -5,11 +5,13 @@ species and the linear maps that follow it are folded into it (they commute with
 neighbours). Per pair only a contraction of the radial functions is left.
 """
 
+import copy
 from typing import NamedTuple
 
 import torch
 
-from ..indexing import chunk_sizes
+from ..indexing import chunk_sizes, chunks, cut, join
+from .constants import join_constants, split_constants
 from .mlp import MLP, linear
 from .neighbors import PairBlock
 from .spherical import degrees_of_components
@@ -29,18 +31,24 @@ def sum_over_neighbors(values: torch.Tensor, centers: torch.Tensor, num_atoms: i
     )
 
 
-def grouped_matmul(x: torch.Tensor, sizes: list[int], weights: torch.Tensor) -> torch.Tensor:
+def grouped_matmul(
+    x: torch.Tensor, sizes: list[int], weights: torch.Tensor, padding: int = 0
+) -> torch.Tensor:
     """Multiply each row by the matrix of its group.
 
     :param x: rows of the first group, of the second, ..., ``[rows, in]``
     :param sizes: rows of each group
     :param weights: ``[groups, in, out]``
-    :return: ``[rows, out]``
+    :param padding: rows of zeros after the others
+    :return: ``[rows + padding, out]``
     """
     products: list[torch.Tensor] = []
-    for rows, weight in zip(x.split(sizes), weights.unbind(0)):  # noqa: B905
+    for rows, weight in zip(cut(x, sizes), weights.unbind(0)):  # noqa: B905
         products.append(rows @ weight)
-    return torch.cat(products)
+    if padding > 0:
+        shape = [padding, weights.shape[2]]
+        products.append(torch.zeros(shape, dtype=x.dtype, device=x.device))
+    return join(products)
 
 
 class Edges(NamedTuple):
@@ -55,6 +63,8 @@ class Edges(NamedTuple):
 class RadialMixing(torch.nn.Module):
     """MLP from features of a pair's two atoms to the matrix that mixes its radial functions.
 
+    The first layer's part for each atom is evaluated per atom, or per species.
+
     :param num_inputs: features per atom
     :param num_radial: number of radial functions
     :param num_features: number of scalar features
@@ -65,14 +75,25 @@ class RadialMixing(torch.nn.Module):
         self.num_radial = num_radial
         self.mlp = MLP([2 * num_inputs, num_features, num_radial * num_features])
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def first_layer(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        :param x: features of the central atoms ``[pairs, num_inputs]``
-        :param y: features of the neighbours ``[pairs, num_inputs]``
-        :return: ``[pairs, num_radial, num_features]``
+        :param x: features ``[atoms, num_inputs]``
+        :return: what each adds to the hidden features as central atom and as neighbour, each
+            ``[atoms, num_features]``
         """
-        mixing = self.mlp(torch.cat([x, y], dim=-1))
-        return mixing.view(x.shape[0], self.num_radial, mixing.shape[1] // self.num_radial)
+        first = self.mlp[0]
+        center_weight, neighbor_weight = first.weight.chunk(2, dim=1)
+        center = torch.nn.functional.linear(x, center_weight, first.bias)
+        return center, torch.nn.functional.linear(x, neighbor_weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        :param x: features of the species ``[species, num_inputs]``
+        :return: of each two species ``[species, species, num_radial, num_features]``
+        """
+        center, neighbor = self.first_layer(x)
+        hidden = torch.nn.functional.silu(center.unsqueeze(1) + neighbor)
+        return self.mlp[2](hidden).unflatten(2, [self.num_radial, -1])
 
     def edges(self, x: torch.Tensor, edges: Edges) -> torch.Tensor:
         """Radial functions of pairs times their matrices, which are never stored.
@@ -81,19 +102,17 @@ class RadialMixing(torch.nn.Module):
         :param edges: of the batch
         :return: ``[pairs, num_features]``
         """
-        first, last = self.mlp[0], self.mlp[2]
-        center_weight, neighbor_weight = first.weight.chunk(2, dim=1)
-        hidden = torch.nn.functional.linear(x, center_weight, first.bias)[edges.centers]
-        hidden = hidden + torch.nn.functional.linear(x, neighbor_weight)[edges.neighbors]
-        hidden = torch.nn.functional.silu(hidden)
+        last = self.mlp[2]
+        center, neighbor = self.first_layer(x)
+        hidden = torch.nn.functional.silu(center[edges.centers] + neighbor[edges.neighbors])
         # the last layer and the sum over radial functions in one product
         weight = last.weight.view(self.num_radial, -1, hidden.shape[1]).transpose(1, 2)
         weight = weight.flatten(0, 1)
         mixed: list[torch.Tensor] = []
-        chunk = chunk_sizes(x.device)[1]
-        for r, h in zip(edges.radial.split(chunk), hidden.split(chunk)):  # noqa: B905
+        sizes = chunks(hidden.shape[0], chunk_sizes(x.device)[1])
+        for r, h in zip(cut(edges.radial, sizes), cut(hidden, sizes)):  # noqa: B905
             mixed.append((r.unsqueeze(2) * h.unsqueeze(1)).flatten(1) @ weight)
-        return torch.cat(mixed) + edges.radial @ last.bias.view(self.num_radial, -1)
+        return join(mixed) + edges.radial @ last.bias.view(self.num_radial, -1)
 
 
 class SpeciesDensity(torch.nn.Module):
@@ -124,6 +143,42 @@ class SpeciesDensity(torch.nn.Module):
         degrees = degrees_of_components(max_degree)
         components = torch.arange((max_degree + 1) ** 2)
         self.register_buffer("own_degrees", components * (max_degree + 1) + degrees, False)
+        none = torch.zeros(2, 0, 0, 0, 0)
+        self.register_buffer("folded_scalars", none, persistent=False)
+        self.register_buffer("folded_spherical", none, persistent=False)
+
+    def fold_species(self, embeddings: torch.Tensor) -> None:
+        """Keep the matrices of all species: for evaluation only, later changes of weights have no
+        effect.
+
+        :param embeddings: features of all species ``[species, num_species_features]``
+        """
+        double = copy.deepcopy(self).to(torch.float64)
+        to_scalars, to_density = double.matrices(embeddings.detach().to(torch.float64))
+        size = [len(embeddings), len(embeddings)]
+        scalars = split_constants(to_scalars.detach().unflatten(1, [size[1], -1]))
+        spherical = split_constants(to_density.detach().unflatten(0, size))
+        self.folded_scalars = scalars.to(embeddings.dtype)
+        self.folded_spherical = spherical.to(embeddings.dtype)
+
+    def matrices_of(
+        self, embeddings: torch.Tensor, present: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """:meth:`matrices` of some species, folded or not.
+
+        :param embeddings: features of all species ``[species, num_species_features]``
+        :param present: numbers of those that occur, in ascending order ``[species that occur]``
+        :return: see :meth:`matrices`
+        """
+        every = len(present) == len(embeddings)
+        if self.folded_scalars.shape[1] == 0:
+            return self.matrices(embeddings if every else embeddings[present])
+        to_scalars = join_constants(self.folded_scalars, embeddings.dtype)
+        to_density = join_constants(self.folded_spherical, embeddings.dtype)
+        if not every:
+            to_scalars = to_scalars[present][:, present]
+            to_density = to_density[present][:, present]
+        return to_scalars.flatten(1, 2), to_density.flatten(0, 1)
 
     def matrices(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What mixes the radial functions of a pair of species.
@@ -132,12 +187,8 @@ class SpeciesDensity(torch.nn.Module):
         :return: matrices to the scalar sums ``[species, species * num_radial, d]`` and to the
             coefficients of the density ``[species**2, num_radial, (L + 1) * s]``
         """
-        num_species = embeddings.shape[0]
-        first = torch.arange(num_species, device=embeddings.device).repeat_interleave(num_species)
-        second = torch.arange(num_species, device=embeddings.device).repeat(num_species)
-        mixing = self.mixing(embeddings[first], embeddings[second])
-        to_scalars = self.scalar(mixing).unflatten(0, [num_species, num_species]).flatten(1, 2)
-        return to_scalars, self.spherical(mixing)
+        mixing = self.mixing(embeddings)
+        return self.scalar(mixing).flatten(1, 2), self.spherical(mixing).flatten(0, 1)
 
     def forward(
         self,
@@ -149,7 +200,7 @@ class SpeciesDensity(torch.nn.Module):
         """
         :param matrices: from :meth:`matrices`, for the species that occur in the batch
         :param radial: radial functions of the block's pairs ``[pairs, num_radial]``
-        :param harmonics: their spherical harmonics ``[pairs, (L + 1)**2]``
+        :param harmonics: spherical harmonics of the pairs in all slots ``[(L + 1)**2, slots]``
         :param pairs: the block
         :return: scalar sums ``[atoms, d]`` and density ``[atoms, (L + 1)**2, s]``
         """
@@ -164,19 +215,17 @@ class SpeciesDensity(torch.nn.Module):
         # density: a product of matrices for each atom. It couples components to the coefficients
         # of all degrees, of which most are dropped: faster than the outer products of all pairs,
         # which would have to be stored
-        coefficients = grouped_matmul(radial, pairs.pair_sizes, to_density)
-        coefficients = torch.nn.functional.pad(coefficients, [0, 0, 0, 1])
+        coefficients = grouped_matmul(radial, pairs.pair_sizes, to_density, padding=1)
         coefficients = coefficients.index_select(0, pairs.slots)
-        harmonics = harmonics.index_select(0, pairs.slots.clamp(max=pairs.num_pairs - 1))
         slots: list[int] = []
         for size, length in zip(pairs.chunk_sizes, pairs.chunk_lengths):  # noqa: B905
             slots.append(size * length)
         densities: list[torch.Tensor] = []
-        chunks = zip(coefficients.split(slots), harmonics.split(slots))  # noqa: B905
-        for n, (c, y) in enumerate(chunks):
+        all_harmonics = cut(harmonics, slots, 1)
+        for n, c in enumerate(cut(coefficients, slots)):
             shape = [pairs.chunk_sizes[n], pairs.chunk_lengths[n]]
-            c = c.view(shape + [coefficients.shape[1]])
-            y = y.view(shape + [harmonics.shape[1]])
-            density = torch.bmm(y.transpose(1, 2), c).view(shape[0], -1, self.num_channels)
+            y = all_harmonics[n].unflatten(1, shape).transpose(0, 1)
+            density = torch.bmm(y, c.view(shape + [c.shape[1]]))
+            density = density.view(shape[0], -1, self.num_channels)
             densities.append(density.index_select(1, self.own_degrees))
-        return sums, torch.cat(densities)
+        return sums, join(densities)

@@ -27,7 +27,7 @@ class MessagePassing(torch.nn.Module):
         self.spherical: torch.nn.Module | None = None
         if hypers["equivariant_message_passing"]:
             self.spherical = SphericalMessage(num_features, max_degree, num_spherical_features)
-            self.norms = SphericalNorms(max_degree, hypers["norms"])
+            self.norms = SphericalNorms(max_degree, hypers["norms"], num_spherical_features)
             self.norm_update = Update((max_degree + 1) * num_spherical_features, num_features)
         else:
             self.norms = torch.nn.Identity()

@@ -11,13 +11,13 @@ CUTOFF_FUNCTIONS = ("cosine", "smooth")
 RADIAL_BASES = ("bernstein", "bessel")
 
 
-def cosine_cutoff(u: torch.Tensor) -> torch.Tensor:
+def twice_cosine_cutoff(u: torch.Tensor) -> torch.Tensor:
     """
     :param u: distances over the cutoff, at most 1, any shape
-    :return: half a period of a cosine, from one to zero; the other function is
+    :return: half a period of a cosine, from two to zero; the other function is
         :func:`.safe.smooth_cutoff`
     """
-    return 0.5 * (1.0 + torch.cos(torch.pi * u))
+    return 1.0 + torch.cos(torch.pi * u)
 
 
 class RadialBasis(torch.nn.Module):
@@ -58,31 +58,35 @@ class RadialBasis(torch.nn.Module):
         self.radial_basis = radial_basis
         self.cutoff_function = cutoff_function
 
-        binomials = torch.tensor(
+        self.factor: float = 0.5 if cutoff_function == "cosine" else 1.0
+        binomials = self.factor * torch.tensor(
             [math.comb(num_radial - 1, n) for n in range(num_radial)], dtype=torch.float64
         )
         self.register_buffer("binomials", split_constants(binomials), persistent=False)
         # n = step * i + j: powers of i and of j make all functions by an outer product
         self.step = max(k for k in range(1, int(num_radial**0.5) * 2 + 1) if num_radial % k == 0)
-        self.register_buffer("powers", torch.arange(num_radial), persistent=False)
+        n = torch.arange(num_radial, dtype=torch.float64)
+        fine, coarse = n[: self.step], n[:: self.step]
+        powers = torch.stack([torch.cat([fine, coarse]), torch.cat([fine.flip(0), coarse.flip(0)])])
+        self.register_buffer("powers", powers, persistent=False)
+        self.register_buffer("numbers", n + 1.0, persistent=False)
 
     def forward(self, distances: torch.Tensor) -> torch.Tensor:
         """
         :param distances: pair distances in Å ``[pairs]``, none above the cutoff
         :return: radial functions ``[pairs, num_radial]``
         """
-        u = (distances / self.cutoff).clamp(max=1.0).unsqueeze(-1)
-        powers = self.powers.to(distances.dtype)
+        u = (distances / self.cutoff).unsqueeze(-1)
         if self.cutoff_function == "cosine":
-            cutoffs = cosine_cutoff(u)
+            cutoffs = twice_cosine_cutoff(u)
         else:
             cutoffs = smooth_cutoff(u)
         if self.radial_basis == "bessel":
-            waves = torch.sin(torch.pi * (powers + 1.0) * u)
-            return waves * (cutoffs * (2.0 / self.cutoff) ** 0.5 / distances.unsqueeze(-1))
-        v = base_of_powers(1.0 - u)
-        fine, coarse = powers[: self.step], powers[:: self.step]
-        fine = u**fine * v ** fine.flip(0)
-        coarse = u**coarse * v ** coarse.flip(0) * cutoffs
-        basis = (coarse.unsqueeze(2) * fine.unsqueeze(1)).flatten(1)
-        return basis * join_constants(self.binomials, distances.dtype)
+            waves = torch.sin(torch.pi * self.numbers.to(u.dtype) * u)
+            factor = self.factor * (2.0 / self.cutoff) ** 0.5
+            return waves * (cutoffs * factor / distances.unsqueeze(-1))
+        bases = torch.stack([u, base_of_powers(1.0 - u)], dim=1)
+        of_u, of_v = (bases ** self.powers.to(u.dtype)).unbind(dim=1)
+        fine, coarse = (of_u * of_v).split([self.step, self.powers.shape[1] - self.step], dim=1)
+        basis = ((coarse * cutoffs).unsqueeze(2) * fine.unsqueeze(1)).flatten(1)
+        return basis * join_constants(self.binomials, u.dtype)

@@ -39,7 +39,7 @@ class SphericalHarmonics(torch.nn.Module):
         while known < max_degree:
             reached = min(2 * known, max_degree)
             self.rounds.append((known, reached))
-            couplings.append(_couplings(known, reached).flatten())
+            couplings.append(_couplings(known, reached).flatten(0, 1).T.flatten())
             known = reached
         self.max_degree = max_degree
         flat = torch.cat(couplings) if couplings else torch.zeros(0, dtype=torch.float64)
@@ -51,21 +51,38 @@ class SphericalHarmonics(torch.nn.Module):
         :return: harmonics ``[pairs, (L + 1)**2]``, normalised so that the squares of one degree
             sum to one
         """
-        constant = torch.ones_like(vectors[:, :1])
+        return self.components(vectors.T).T
+
+    def components(self, vectors: torch.Tensor) -> torch.Tensor:
+        """
+        The same with pairs in the last dimension, which runs through long contiguous rows.
+
+        :param vectors: unit vectors ``[3, pairs]``
+        :return: harmonics ``[(L + 1)**2, pairs]``
+        """
+        constant = torch.ones_like(vectors[:1])
         if self.max_degree == 0:
             return constant
         couplings = join_constants(self.couplings, vectors.dtype)
-        degrees = [constant, torch.cat([vectors[:, 1:], vectors[:, :1]], dim=1)]
+        # x, y, z to y, z, x
+        lower = torch.roll(vectors, -1, 0)
+        parts = [constant, lower]
         start = 0
         for known, reached in self.rounds:
-            lower = torch.cat(degrees[1 : reached - known + 1], dim=1)
-            products = (degrees[known].unsqueeze(2) * lower.unsqueeze(1)).flatten(1)
-            sizes = [2 * degree + 1 for degree in range(known + 1, reached + 1)]
-            stop = start + products.shape[1] * sum(sizes)
-            new = products @ couplings[start:stop].view(products.shape[1], sum(sizes))
-            degrees.extend(new.split(sizes, dim=1))
+            # the largest degree so far, times those from 1 on
+            last, added = parts[-1], reached - known
+            if last.shape[0] > 2 * known + 1:
+                last = last[-2 * known - 1 :]
+            if lower.shape[0] < added * (added + 2):
+                lower = torch.cat(parts[1:])
+            if lower.shape[0] > added * (added + 2):
+                lower = lower[: added * (added + 2)]
+            products = (last.unsqueeze(1) * lower.unsqueeze(0)).flatten(0, 1)
+            size = added * (known + reached + 2)
+            stop = start + size * products.shape[0]
+            parts.append(couplings[start:stop].view(size, -1) @ products)
             start = stop
-        return torch.cat(degrees, dim=1)
+        return torch.cat(parts)
 
 
 def _couplings(known: int, reached: int) -> torch.Tensor:
@@ -104,29 +121,45 @@ class SphericalNorms(torch.nn.Module):
 
     :param max_degree: largest degree L
     :param norms: ``smooth`` or ``lorem-jax``
+    :param num_channels: channels of the features
     """
 
-    def __init__(self, max_degree: int, norms: str) -> None:
+    def __init__(self, max_degree: int, norms: str, num_channels: int) -> None:
         super().__init__()
         self.smooth: bool = norms == "smooth"
         degrees = degrees_of_components(max_degree)
-        members = degrees == torch.arange(1, max_degree + 1).unsqueeze(1)
+        members = (degrees == torch.arange(1, max_degree + 1).unsqueeze(1)).to(torch.float64)
         factors = (2.0 * torch.arange(1, max_degree + 1, dtype=torch.float64) + 1.0) ** 0.25
-        self.register_buffer("members", members.to(torch.float64), persistent=False)
-        self.register_buffer("factors", split_constants(factors.unsqueeze(1)), persistent=False)
+        if self.smooth:
+            each = torch.eye(num_channels, dtype=torch.float64)
+            sums, differences = torch.kron(members, each), torch.kron(factors.diag(), each)
+            mean = torch.full([1, sums.shape[1]], 1.0 / sums.shape[1], dtype=torch.float64)
+            members = torch.cat([sums, torch.zeros_like(mean)]) + mean
+            factors = torch.cat([differences, -differences.sum(dim=0, keepdim=True)])
+        else:
+            factors = factors.unsqueeze(1)
+        self.register_buffer("members", split_constants(members), persistent=False)
+        self.register_buffer("factors", split_constants(factors), persistent=False)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """
         :param features: ``[atoms, (L + 1)**2, channels]``
         :return: ``[atoms, (L + 1) * channels]``, channels fastest
         """
+        return torch.cat(self.parts(features), dim=1)
+
+    def parts(self, features: torch.Tensor) -> list[torch.Tensor]:
+        """
+        :param features: ``[atoms, (L + 1)**2, channels]``
+        :return: invariants of degree zero ``[atoms, channels]`` and of the others
+            ``[atoms, L * channels]``
+        """
+        members = join_constants(self.members, features.dtype)
+        factors = join_constants(self.factors, features.dtype)
         if self.smooth:
-            scalars, norms = features[:, :1], smooth_norms(features, self.members)
-        else:
-            # the second derivative of the general form is zero only up to rounding / |x|
-            scalars, norms = features[:, :1].abs(), cusped_norms(features, self.members)
-        norms = norms * join_constants(self.factors, features.dtype)
-        return torch.cat([scalars, norms], dim=1).flatten(1)
+            return [features[:, 0], smooth_norms(features, members, factors)]
+        # the second derivative of the general form is zero only up to rounding / |x|
+        return [features[:, 0].abs(), (cusped_norms(features, members) * factors).flatten(1)]
 
 
 def degrees_of_components(max_degree: int) -> torch.Tensor:

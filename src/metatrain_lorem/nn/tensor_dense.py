@@ -2,11 +2,15 @@ r"""Equivariant linear maps and tensor products of spherical features."""
 
 import torch
 
-from ..indexing import chunk_sizes
+from ..indexing import chunk_sizes, chunks, cut, join
 from .clebsch_gordan import clebsch_gordan
 from .constants import join_constants, split_constants
 from .mlp import lecun_normal_
 from .spherical import degrees_of_components
+
+SMALL_TABLE = 30_000
+"""Components of the two factors and of the product, multiplied, below which a tensor product is
+done in one go."""
 
 
 class DegreeLinear(torch.nn.Module):
@@ -22,13 +26,19 @@ class DegreeLinear(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.empty(max_degree + 1, num_in, num_out))
         lecun_normal_(self.weight, num_in)
         self.register_buffer("degrees", degrees_of_components(max_degree), persistent=False)
+        self.register_buffer("folded", torch.zeros(0, num_in, num_out), persistent=False)
+
+    def fold(self) -> None:
+        """Keep the weights of all components: for evaluation only, as :meth:`TensorProduct.fold`"""
+        self.folded = self.weight[self.degrees].detach()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """
         :param x: ``[atoms, (L + 1)**2, num_in]``
         :return: ``[atoms, (L + 1)**2, num_out]``
         """
-        return torch.einsum("nmi,mio->nmo", x, self.weight[self.degrees])
+        weight = self.folded if self.folded.shape[0] > 0 else self.weight[self.degrees]
+        return torch.bmm(x.transpose(0, 1), weight).transpose(0, 1)
 
 
 class TensorProduct(torch.nn.Module):
@@ -39,8 +49,9 @@ class TensorProduct(torch.nn.Module):
 
     A factor's component of degree l has parity :math:`(-1)^l` (a proper tensor) unless ``improper``
     names that factor or the product as made of pseudotensors; only paths that conserve parity
-    exist. So components of even and of odd degrees are multiplied apart, each by a dense table of
-    weights times coefficients.
+    exist. So in large products components of even and of odd degrees are multiplied apart, each by
+    a dense table of weights times coefficients; in small ones the time goes into the number of
+    operators, and one table serves all.
 
     :param max_degrees: largest degrees of the two factors and of the product
     :param num_channels: number of channels c
@@ -56,14 +67,16 @@ class TensorProduct(torch.nn.Module):
         super().__init__()
         self.max_degrees = list(max_degrees)
         parity = sum(improper) % 2
-        sizes = [_components_by_parity(degree) for degree in max_degrees]
+        size = ((max_degrees[0] + 1) * (max_degrees[1] + 1) * (max_degrees[2] + 1)) ** 2
+        self.parities = parities = 1 if size < SMALL_TABLE else 2
+        sizes = [_components_by_parity(degree, parities) for degree in max_degrees]
         # parities of the factors (a, b) and of the product (c); tables [a, b, c], one after another
         self.blocks: list[tuple[int, int, int, list[int]]] = []
         starts: dict[tuple[int, int], int] = {}
         start = 0
-        for a in range(2):
-            for b in range(2):
-                c = (a + b + parity) % 2
+        for a in range(parities):
+            for b in range(parities):
+                c = (a + b + parity) % parities
                 shape = [sizes[0][a], sizes[1][b], sizes[2][c]]
                 starts[a, b] = start
                 if 0 not in shape:
@@ -80,9 +93,10 @@ class TensorProduct(torch.nn.Module):
                         continue
                     table = clebsch_gordan(l1, l2, l3)
                     m1, m2, m3 = torch.nonzero(table.abs() > 1e-12, as_tuple=True)
-                    entry = (m1 + _first_of_parity(l1)) * sizes[1][l2 % 2]
-                    entry = (entry + m2 + _first_of_parity(l2)) * sizes[2][l3 % 2]
-                    entry = entry + m3 + _first_of_parity(l3) + starts[l1 % 2, l2 % 2]
+                    entry = (m1 + _first_of_parity(l1, parities)) * sizes[1][l2 % parities]
+                    entry = (entry + m2 + _first_of_parity(l2, parities)) * sizes[2][l3 % parities]
+                    entry = entry + m3 + _first_of_parity(l3, parities)
+                    entry = entry + starts[l1 % parities, l2 % parities]
                     entries.append(torch.stack([entry, torch.full_like(entry, len(paths))]))
                     values.append(table[m1, m2, m3])
                     paths.append((l1, l2, l3))
@@ -114,90 +128,103 @@ class TensorProduct(torch.nn.Module):
         table = torch.zeros(size, dtype=weighted.dtype, device=weighted.device)
         return table.scatter(1, self.entries[:1].expand_as(weighted), weighted)
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
         """
-        :param x: first factor ``[atoms, (L1 + 1)**2, num_channels]``
+        :param x: first factor ``[atoms, (L1 + 1)**2, num_channels]``; without a second one both, of
+            equal degrees, in the first and the second half of ``2 * num_channels``
         :param y: second factor ``[atoms, (L2 + 1)**2, num_channels]``
         :return: product ``[atoms, (L3 + 1)**2, num_channels]``
         """
-        if self.folded.shape[1] == 0:
-            table = self.table(x.dtype)
-        elif x.dtype == torch.float32:
-            # the second part is below its precision
-            table = self.folded[0]
-        else:
-            table = join_constants(self.folded, x.dtype)
-        # so many atoms that what lies between stays in the cache of a processor
-        chunk = chunk_sizes(x.device)[1]
+        table = self.current_table(x.dtype)
+        sizes = chunks(x.shape[0], chunk_sizes(x.device)[1])
         products: list[torch.Tensor] = []
-        for x_chunk, y_chunk in zip(x.split(chunk), y.split(chunk)):  # noqa: B905
-            products.append(self.product(x_chunk, y_chunk, table))
-        return torch.cat(products)
+        for n, chunk in enumerate(cut(x, sizes)):
+            first = self.sorted(chunk, 0)
+            if y is None:
+                first, second = first.chunk(2)
+            else:
+                second = self.sorted(cut(y, sizes)[n], 1)
+            products.append(self.product(first, second, table))
+        return join(products)
+
+    def current_table(self, dtype: torch.dtype) -> torch.Tensor:
+        """:meth:`table`, folded or not."""
+        if self.folded.shape[1] == 0:
+            return self.table(dtype)
+        return join_constants(self.folded, dtype)
+
+    def sorted(self, x: torch.Tensor, factor: int) -> torch.Tensor:
+        """
+        :param x: a factor, of so many atoms that what lies between stays in the cache of a
+            processor, ``[atoms, (L + 1)**2, num_channels]``
+        :param factor: 0 or 1
+        :return: components of even degrees before those of odd ones, where they are multiplied
+            apart, ``[num_channels, atoms, (L + 1)**2]``
+        """
+        x = x.permute(2, 0, 1)
+        if self.parities == 1:
+            return x.contiguous()
+        degrees = x.split([2 * degree + 1 for degree in range(self.max_degrees[factor] + 1)], dim=2)
+        return torch.cat(degrees[::2] + degrees[1::2], dim=2)
 
     def product(self, x: torch.Tensor, y: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         """
-        :param x: first factor ``[atoms, (L1 + 1)**2, num_channels]``
-        :param y: second factor ``[atoms, (L2 + 1)**2, num_channels]``
+        :param x: first factor, sorted
+        :param y: second factor, sorted
         :param table: from :meth:`table`
         :return: product ``[atoms, (L3 + 1)**2, num_channels]``
         """
-        xs = split_parities(x.permute(2, 0, 1), self.max_degrees[0])
-        ys = split_parities(y.permute(2, 0, 1), self.max_degrees[1])
-        terms: list[list[torch.Tensor]] = [[], []]
+        xs, ys = self.split(x, 0), self.split(y, 1)
+        sums: dict[int, torch.Tensor] = {}
         start = 0
         for a, b, c, shape in self.blocks:
             stop = start + shape[0] * shape[1] * shape[2]
             block = table[:, start:stop].view([-1, shape[0] * shape[1], shape[2]])
             # a table without derivatives lets autograd store the factors only
             first, second = xs[a].flatten(0, 1).unsqueeze(2), ys[b].flatten(0, 1).unsqueeze(1)
-            outer = torch.bmm(first, second).view(block.shape[0], x.shape[0], block.shape[1])
-            terms[c].append(torch.bmm(outer, block))
+            outer = torch.bmm(first, second).view(block.shape[0], x.shape[1], block.shape[1])
+            sums[c] = torch.baddbmm(sums[c], outer, block) if c in sums else torch.bmm(outer, block)
             start = stop
-        return join_parities(terms, self.max_degrees[2]).permute(1, 2, 0)
+        if self.parities == 1:
+            return sums[0].permute(1, 2, 0)
+        degrees: list[torch.Tensor] = []
+        by_parity = [self.degrees(sums[c].permute(1, 2, 0), c) for c in range(len(sums))]
+        for degree in range(self.max_degrees[2] + 1):
+            degrees.append(by_parity[degree % 2][degree // 2])
+        return torch.cat(degrees, dim=1)
+
+    def split(self, x: torch.Tensor, factor: int) -> list[torch.Tensor]:
+        """
+        :param x: a factor, sorted
+        :param factor: 0 or 1
+        :return: components of even degrees and of odd ones, or all
+        """
+        max_degree = self.max_degrees[factor]
+        if self.parities == 1 or max_degree == 0:
+            return [x]
+        even = sum([2 * degree + 1 for degree in range(0, max_degree + 1, 2)])
+        return list(x.split([even, x.shape[2] - even], dim=2))
+
+    def degrees(self, x: torch.Tensor, parity: int) -> list[torch.Tensor]:
+        """
+        :param x: components of the product of one parity ``[atoms, components, num_channels]``
+        :param parity: 0 or 1
+        :return: components of each degree of that parity
+        """
+        degrees = range(parity, self.max_degrees[2] + 1, 2)
+        return list(x.split([2 * degree + 1 for degree in degrees], dim=1))
 
 
-def split_parities(x: torch.Tensor, max_degree: int) -> list[torch.Tensor]:
-    """
-    :param x: components of all degrees in the last dimension
-    :param max_degree: largest degree
-    :return: components of even and of odd degrees
-    """
-    degrees = x.split([2 * degree + 1 for degree in range(max_degree + 1)], dim=-1)
-    if max_degree == 0:
-        return [degrees[0]]
-    return [torch.cat(degrees[::2], dim=-1), torch.cat(degrees[1::2], dim=-1)]
-
-
-def join_parities(parts: list[list[torch.Tensor]], max_degree: int) -> torch.Tensor:
-    """
-    :param parts: terms of the sum that gives the components of even degrees, and of odd ones
-    :param max_degree: largest degree
-    :return: components of all degrees in the last dimension
-    """
-    joined: list[torch.Tensor] = []
-    by_parity: list[list[torch.Tensor]] = []
-    for parity, terms in enumerate(parts):
-        sizes = [2 * degree + 1 for degree in range(parity, max_degree + 1, 2)]
-        if len(sizes) > 0:
-            total = terms[0]
-            for term in terms[1:]:
-                total = total + term
-            by_parity.append(total.split(sizes, dim=-1))
+def _components_by_parity(max_degree: int, parities: int) -> list[int]:
+    sizes = [0] * parities
     for degree in range(max_degree + 1):
-        joined.append(by_parity[degree % 2][degree // 2])
-    return torch.cat(joined, dim=-1)
-
-
-def _components_by_parity(max_degree: int) -> list[int]:
-    sizes = [0, 0]
-    for degree in range(max_degree + 1):
-        sizes[degree % 2] += 2 * degree + 1
+        sizes[degree % parities] += 2 * degree + 1
     return sizes
 
 
-def _first_of_parity(degree: int) -> int:
-    """Place of a degree's first component among those of its parity."""
-    return degree * (degree - 1) // 2
+def _first_of_parity(degree: int, parities: int) -> int:
+    """Place of a degree's first component among those of its parity, or among all."""
+    return degree * degree if parities == 1 else degree * (degree - 1) // 2
 
 
 class TensorDense(torch.nn.Module):
@@ -219,5 +246,4 @@ class TensorDense(torch.nn.Module):
         :param x: ``[atoms, (max_degree + 1)**2, num_in]``
         :return: ``[atoms, (max_degree_out + 1)**2, num_out]``
         """
-        first, second = self.linear(x).chunk(2, dim=-1)
-        return self.product(first, second)
+        return self.product(self.linear(x))

@@ -8,7 +8,7 @@ from ...safe import gaussian_interaction
 from ..boundaries import smearings
 from ..ewald import (
     for_parts,
-    fractional,
+    from_first_atoms,
     in_parts,
     nearest_images,
     num_parts,
@@ -137,8 +137,8 @@ def periodic_matrix(
     k_cutoffs = [parameters.k_cutoff * parameters.smearing / width for width in smearing]
     inverse_cells = torch.linalg.inv(boundaries.cells[numbers])
     waves = plane_waves(boundaries, members, inverse_cells, k_cutoffs)
-    if waves.mask.size(1) > 0:
-        fractions = fractional(positions, inverse_cells)
+    if waves.vectors.size(1) > 0:
+        positions = from_first_atoms(positions)
         present: list[int] = [0]
         if interactions.one_width:
             species = torch.zeros_like(species)
@@ -147,18 +147,18 @@ def periodic_matrix(
         rows = max(1, parameters.max_terms // atoms.numel())
         # so that the matrices of the parts are no more either
         rows = min(rows, max(1, 256 * parameters.max_terms // (atoms.numel() * atoms.size(1))))
-        prefactors = 8.0 * math.pi / waves.k_squared * waves.mask / volumes.unsqueeze(1)
+        prefactors = 8.0 * math.pi / waves.k_squared / volumes.unsqueeze(1)
         chunks = zip(  # noqa: B905
-            waves.integers.split(rows, dim=1),
+            waves.vectors.split(rows, dim=1),
             waves.k_squared.split(rows, dim=1),
             prefactors.split(rows, dim=1),
         )
-        for n, k_squared, prefactor in chunks:
-            parts = num_parts(n.size(1), real)
-            n, k_squared = in_parts(n, parts), in_parts(k_squared, parts)
+        for k, k_squared, prefactor in chunks:
+            parts = num_parts(k.size(1), real)
+            k, k_squared = in_parts(k, parts), in_parts(k_squared, parts)
             prefactor = in_parts(prefactor, parts)
             kinds, some = for_parts(species, parts), for_parts(real, parts)
-            phases = 2.0 * math.pi * torch.bmm(for_parts(fractions, parts), n.transpose(1, 2))
+            phases = torch.bmm(for_parts(positions, parts), k.transpose(1, 2))
             cos_and_sin = [torch.cos(phases), torch.sin(phases)]
             for other in present:
                 gaussians = torch.exp(
