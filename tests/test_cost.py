@@ -53,8 +53,8 @@ def rocksalt(repeat):
     return frame
 
 
-def prepared(model, frames):
-    systems = systems_to_torch(frames, dtype=torch.float32)
+def prepared(model, frames, dtype=torch.float32):
+    systems = systems_to_torch(frames, dtype=dtype)
     for system in systems:
         system.positions.requires_grad_()
     lists = model.requested_neighbor_lists()
@@ -91,6 +91,19 @@ def test_operators_and_bytes(count, long_range, atoms, periodic, operators, ffts
     assert counter.operators <= operators
     assert counter.ffts == ffts
     assert counter.allocated / atoms / 1e3 <= kilobytes
+
+
+def test_operators_of_mixed_precision(count):
+    """Few more for structures in double precision: rounding, and positions about their mean."""
+    model = default_model(True)
+    numbers = []
+    for dtype in (torch.float32, torch.float64):
+        systems = prepared(model, [rocksalt((2, 1, 1))], dtype)
+        counter = count()
+        with counter:
+            evaluate(model, systems)
+        numbers.append(counter.operators)
+    assert numbers[1] - numbers[0] <= 14
 
 
 def test_operators_do_not_grow_with_the_batch(count):

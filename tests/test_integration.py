@@ -146,9 +146,9 @@ def test_total_charges_are_no_labels_of_our_models(lorem, tmp_path, monkeypatch,
         model.save(tmp_path / "model.pt")
         model = load_model(tmp_path / "model.pt")
     elif kind == "in another model":
-        requested_inputs = model.requested_inputs
-        model = torch.nn.Sequential(model)
-        model.requested_inputs = requested_inputs
+        inner = model
+        model = torch.nn.Sequential(inner)
+        model.requested_inputs, model.capabilities = inner.requested_inputs, inner.capabilities
     monkeypatch.setattr(evaluation, "CollateFn", lambda keys, callables: keys)
     collate = evaluation.CollateFn
 

@@ -12,7 +12,7 @@ from .electrostatics.boundaries import (
     find_boundaries,
     no_boundaries,
 )
-from .indexing import host_starts, occurrences, of_systems
+from .indexing import host_starts, occurrences, of_systems, sum_systems
 from .nn.neighbors import PairBlock, Pairs, count_pairs, pair_blocks, sort_pairs
 from .systems import Batch, concatenate, refuse, refuse_unknown, warn_of_total_charge
 
@@ -22,7 +22,7 @@ LARGEST_ATOMIC_TYPE = 255
 class Graph(NamedTuple):
     """All structures of a batch as one graph, pairs sorted by blocks and species."""
 
-    positions: torch.Tensor  # [atoms, 3] Å
+    positions: torch.Tensor  # [atoms, 3] Å, in mixed precision about the mean of the structure
     species: torch.Tensor  # [atoms] numbers among the species of the model
     pbc: torch.Tensor  # [systems, 3]
     cells: torch.Tensor  # [systems, 3, 3] vectors in rows, Å
@@ -82,11 +82,13 @@ class GraphBuilder(torch.nn.Module):
         :return: the graph in this type, differentiable with respect to positions and cells
         :raises ValueError: for structures that can't be evaluated
         """
-        graph = self.build(concatenate(systems, self.neighbor_list, total_charge), trained)
-        return in_precision(graph, trained.dtype)
+        return self.build(concatenate(systems, self.neighbor_list, total_charge), trained)
 
     def build(self, batch: Batch, trained: torch.Tensor) -> Graph:
         """
+        Differences of positions are taken in the precision of the structures, before they are
+        rounded to that of the model.
+
         :param batch: structures as plain tensors
         :param trained: see :meth:`forward`
         :return: the graph
@@ -123,8 +125,12 @@ class GraphBuilder(torch.nn.Module):
             # the general form has a slow backward pass
             vectors = torch.addmm(vectors, shifts, batch.cells[0])
         else:
-            cells = batch.cells[system_index[pairs.centers]]
-            vectors = vectors + torch.einsum("pa,pab->pb", shifts, cells)
+            cells_of_pairs = batch.cells[system_index[pairs.centers]]
+            vectors = vectors + torch.einsum("pa,pab->pb", shifts, cells_of_pairs)
+        positions, cells = batch.positions, batch.cells
+        if positions.dtype != trained.dtype:
+            positions = centered(positions, system_index, len(counts)).to(trained.dtype)
+            cells, vectors = cells.to(trained.dtype), vectors.to(trained.dtype)
         distances = torch.linalg.vector_norm(vectors, dim=1)
 
         # the only look at numbers on the device
@@ -153,19 +159,17 @@ class GraphBuilder(torch.nn.Module):
         structure_species = [present]
         if self.electrostatics:
             last = end + table_size
-            boundaries = find_boundaries(
-                batch.cells, batch.pbc, counts, host[end:last], self.vacuum
-            )
+            boundaries = find_boundaries(cells, batch.pbc, counts, host[end:last], self.vacuum)
             if len(counts) > 1:
                 structure_species = occurring_species(host[last:], num_species)
         else:
-            boundaries = no_boundaries(counts, batch.cells)
+            boundaries = no_boundaries(counts, cells)
         return Graph(
-            positions=batch.positions,
+            positions=positions,
             species=species,
             pbc=batch.pbc,
-            cells=batch.cells,
-            total_charge=batch.total_charge,
+            cells=cells,
+            total_charge=batch.total_charge.to(trained.dtype),
             system_index=system_index,
             atom_index=atom_index,
             centers=pairs.centers,
@@ -179,57 +183,24 @@ class GraphBuilder(torch.nn.Module):
         )
 
 
-def in_precision(graph: Graph, dtype: torch.dtype) -> Graph:
+def centered(positions: torch.Tensor, system_index: torch.Tensor, num_systems: int) -> torch.Tensor:
     """
-    The same graph in the floating-point type of a model, for models that take structures in double
-    precision and evaluate in single.
+    Positions about the mean of each structure.
 
-    Differences of positions are taken before, so that their digits do not depend on where the
-    structure is or on how large the cell is. Positions, which enter sums over images, are counted
-    from a point near the first atom of each structure; it moves by jumps, and has no derivatives.
+    What is computed from them loses no digits far from the origin. It does not change when the
+    whole structure moves, so that forces sum to zero, and no part of the virial comes from a
+    remaining force times the distance to the origin.
 
-    :param graph: of the batch
-    :param dtype: wanted floating-point type
-    :return: the graph itself if it has that type
+    :param positions: ``[atoms, 3]``
+    :param system_index: structure of each atom ``[atoms]``
+    :param num_systems: number of structures
+    :return: ``[atoms, 3]``
     """
-    if graph.positions.dtype == dtype:
-        return graph
-    b = graph.boundaries
-    jump, origins = 16.0, graph.positions.detach()[:1]
-    if len(b.counts) > 1:
-        origins = graph.positions.detach()[torch.tensor(b.first[:-1], device=origins.device)]
-    origins = of_systems(jump * torch.round(origins / jump), graph.system_index)
-    normals, heights = b.normals, b.heights
-    if 2 in b.dimensions:
-        normals, heights = normals.to(dtype), heights.to(dtype)
-    return Graph(
-        positions=(graph.positions - origins).to(dtype),
-        species=graph.species,
-        pbc=graph.pbc,
-        cells=graph.cells.to(dtype),
-        total_charge=graph.total_charge.to(dtype),
-        system_index=graph.system_index,
-        atom_index=graph.atom_index,
-        centers=graph.centers,
-        neighbors=graph.neighbors,
-        vectors=graph.vectors.to(dtype),
-        distances=graph.distances.to(dtype),
-        present=graph.present,
-        blocks=graph.blocks,
-        boundaries=Boundaries(
-            counts=b.counts,
-            first=b.first,
-            dimensions=b.dimensions,
-            lengths=b.lengths,
-            host_cells=b.host_cells,
-            host_volumes=b.host_volumes,
-            cells=b.cells.to(dtype),
-            volumes=b.volumes.to(dtype),
-            normals=normals,
-            heights=heights,
-        ),
-        structure_species=graph.structure_species,
-    )
+    if num_systems == 1:
+        return positions - positions.mean(0)
+    ones = torch.ones_like(positions[:, :1])
+    sums = sum_systems(torch.cat([positions, ones], dim=1), system_index, num_systems)
+    return positions - of_systems(sums[:, :3] / sums[:, 3:], system_index)
 
 
 def occurring_species(counts: list[float], num_species: int) -> list[list[int]]:

@@ -62,7 +62,8 @@ class Batch:
             total_charge=total_charge,
         )
         builder = graph.GraphBuilder([1, 2, 3], None, boundaries.Vacuum(least_vacuum, angstrom))
-        return builder.build(data, torch.tensor([torch.inf, -torch.inf]))
+        trained = data.positions.new_tensor([torch.inf, -torch.inf])
+        return builder.build(data, trained)
 
 
 def tune(module, **settings):

@@ -299,6 +299,10 @@ class MeshSum(torch.nn.Module):
         boundaries = graph.boundaries
         begin, end = boundaries.first[structure], boundaries.first[structure + 1]
         charges, positions = charges[begin:end], graph.positions[begin:end]
+        # about their mean: else the sum would depend a little on where the structure lies on the
+        # mesh, so that forces would not sum to zero, and their rest times the distance to the
+        # origin be a stress
+        positions = positions - positions.mean(0)
         shape = mesh_shape(boundaries.lengths[structure], parameters.mesh_spacing)
         # all are brought to one size, so that the rounding errors of large channels do not reach
         # small ones

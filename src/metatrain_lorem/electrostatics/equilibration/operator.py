@@ -134,6 +134,7 @@ def periodic_operator(interactions: Interactions, structure: int) -> ChargeOpera
     boundaries = graph.boundaries
     begin, end = boundaries.first[structure], boundaries.first[structure + 1]
     species, positions = graph.species[begin:end], graph.positions[begin:end]
+    positions = positions - positions.mean(0)  # as in :class:`..mesh.MeshSum`
     device = positions.device
 
     pairs = torch.zeros([2, 0], dtype=torch.long, device=device)
