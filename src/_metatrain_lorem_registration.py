@@ -7,7 +7,8 @@ architecture. ``metatrain_lorem.pth`` imports this module whenever Python starts
 * ``metatrain.lorem`` and its submodules *are* the modules of ``metatrain_lorem``, the same
   objects under a second name;
 * ``metatrain.utils.architectures`` lists ``lorem``;
-* ``metatrain_lorem.integration`` can mend what metatrain gets wrong in runs of ``lorem``.
+* ``metatrain_lorem.integration`` and ``integration_eval`` can mend what metatrain gets wrong in
+  runs of ``lorem``.
 
 All this happens when metatrain is imported. Before that nothing but :py:mod:`sys` may be touched
 here: every Python of the environment pays for this file, with or without metatrain.
@@ -19,20 +20,25 @@ ALIAS = "metatrain.lorem"
 PACKAGE = "metatrain_lorem"
 REGISTRY = "metatrain.utils.architectures"
 REGISTRY_FUNCTIONS = ("find_all_architectures", "get_architecture_path")
-# functions in these modules, and what in metatrain_lorem.integration wraps them
+# functions in these modules, and what in the package wraps them
 WRAPPED = {
     "metatrain.cli.train": {
-        "validate_base_options": "begin_run",
-        "get_dataset": "read_with_care",
-        "train_model": "start_from_own_checkpoints",
+        "validate_base_options": "integration.begin_run",
+        "get_dataset": "integration.read_with_care",
+        "train_model": "integration.start_from_own_checkpoints",
     },
-    "metatrain.utils.distributed.logging": {"is_main_process": "write_from_one_process"},
-    "metatrain.cli.eval": {"_eval_targets": "tell_inputs_from_labels"},
+    "metatrain.utils.distributed.logging": {
+        "is_main_process": "integration.write_from_one_process"
+    },
+    "metatrain.cli.eval": {
+        "eval_model": "integration_eval.evaluate_with_care",
+        "_eval_targets": "integration_eval.tell_inputs_from_labels",
+    },
     "metatrain.llpr.model": {
-        "LLPRUncertaintyModel.set_wrapped_model": "offer_calibrated_uncertainties",
-        "LLPRUncertaintyModel._get_dataloader": "calibrate_with_charges",
+        "LLPRUncertaintyModel.set_wrapped_model": "integration.offer_calibrated_uncertainties",
+        "LLPRUncertaintyModel._get_dataloader": "integration.calibrate_with_charges",
     },
-    "metatrain.llpr.trainer": {"Trainer.train": "train_ensemble_with_charges"},
+    "metatrain.llpr.trainer": {"Trainer.train": "integration.train_ensemble_with_charges"},
 }
 
 
@@ -243,7 +249,8 @@ def _wrap(module):
             owner = getattr(owner, part, None)
         if hasattr(owner, name):
             original = getattr(owner, name)
-            wrap = getattr(import_module(PACKAGE + ".integration"), wrapper)
+            in_module, wrapper = wrapper.split(".")
+            wrap = getattr(import_module(f"{PACKAGE}.{in_module}"), wrapper)
             setattr(owner, name, wraps(original)(wrap(original)))
 
 

@@ -10,7 +10,7 @@ import torch
 from metatrain.cli import eval as evaluation
 from metatrain.utils.io import load_model
 
-from metatrain_lorem import integration
+from metatrain_lorem import integration, integration_eval
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
@@ -133,7 +133,7 @@ def test_evaluation_of_other_models_is_left_alone(scripted):
 
     model = torch.nn.Sequential(Other())
     model = torch.jit.script(model) if scripted else model
-    result = integration.tell_inputs_from_labels(original)(
+    result = integration_eval.tell_inputs_from_labels(original)(
         model, "data", {"energy": 1}, warm_up=False
     )
     assert result == (evaluation.CollateFn, ("data", {"energy": 1}), {"warm_up": False})
@@ -155,7 +155,7 @@ def test_total_charges_are_no_labels_of_our_models(lorem, tmp_path, monkeypatch,
     def original(model, dataset, options):
         return evaluation.CollateFn(["energy", "charge", "feature"], callables=[])
 
-    evaluate = integration.tell_inputs_from_labels(original)
+    evaluate = integration_eval.tell_inputs_from_labels(original)
     assert evaluate(model, None, {"energy": None, "charge": None}) == ["energy"]
     assert evaluation.CollateFn is collate
 
@@ -163,5 +163,5 @@ def test_total_charges_are_no_labels_of_our_models(lorem, tmp_path, monkeypatch,
         raise ValueError
 
     with pytest.raises(ValueError):
-        integration.tell_inputs_from_labels(failing)(model, None, {})
+        integration_eval.tell_inputs_from_labels(failing)(model, None, {})
     assert evaluation.CollateFn is collate

@@ -301,7 +301,7 @@ def test_second_plugin_beside_ours(tmp_path, wheel, recipe, order):
     site_packages = environment.site_packages
     (site_packages / "metatrain_dummy").mkdir()
     (site_packages / "metatrain_dummy" / "__init__.py").write_text("name = 'dummy'")
-    for name in ("integration.py", "inspection.py"):
+    for name in ("integration.py", "integration_eval.py", "inspection.py"):
         path = site_packages / "metatrain_dummy" / name
         path.write_text(renamed(f"metatrain_lorem/{name}"))
     (site_packages / "_metatrain_dummy_registration.py").write_text(registration)

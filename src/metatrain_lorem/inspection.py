@@ -50,3 +50,24 @@ def other_charges(charges: list[float], built_in: float | None) -> list[int]:
         for i, charge in enumerate(charges)
         if not math.isnan(charge) and abs(charge - built_in) > TOLERANCE
     ]
+
+
+def describe_other_charges(model, dataset) -> str | None:
+    """Compare the total charges of a data set with the one that is built into a model.
+
+    :param model: of this package, or one that wraps it
+    :param dataset: structures, which have total charges if the options ask for them
+    :return: a sentence, or None if there is no difference
+    """
+    built_in = built_in_charge(model)
+    if built_in is None or len(dataset) == 0 or not hasattr(dataset[0], "charge"):
+        return None
+    charges = [float(dataset[i].charge.block().values) for i in range(len(dataset))]
+    different = other_charges(charges, built_in)
+    if not different:
+        return None
+    return (
+        f"{len(different)} of {len(dataset)} structures have another total charge than "
+        f"{built_in:+g} e, which the model takes all of them to have; the first is structure "
+        f"{different[0]}, of {charges[different[0]]:+g} e"
+    )

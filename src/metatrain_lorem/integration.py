@@ -16,10 +16,15 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from .inspection import built_in_charge, find_modules, other_charges
+from .inspection import describe_other_charges, find_modules
 
 _architecture: str | None = None
 """of the run of ``mtt train`` in this process, once metatrain has read its options"""
+
+
+def trains_lorem() -> bool:
+    """Whether this process is a run of ``mtt train`` of ours, which has read its options."""
+    return _architecture == "lorem"
 
 
 def begin_run(validate_base_options: Callable) -> Callable:
@@ -36,7 +41,7 @@ def begin_run(validate_base_options: Callable) -> Callable:
         global _architecture
         validated = validate_base_options(options)
         _architecture = validated["architecture"]["name"]
-        if _architecture == "lorem":
+        if trains_lorem():
             from .training import files
 
             files.begin_run(validated)
@@ -57,7 +62,7 @@ def read_with_care(get_dataset: Callable) -> Callable:
     """
 
     def read(options):
-        if _architecture != "lorem":
+        if not trains_lorem():
             return get_dataset(options)
         from .training import files
 
@@ -166,71 +171,6 @@ def write_from_one_process(is_main_process: Callable) -> Callable:
     return is_main
 
 
-def tell_inputs_from_labels(eval_targets: Callable) -> Callable:
-    """Keep extra data that are no labels out of the labels of an evaluation, and survive data of
-    which all labels are missing (NaN). After training, missing total charges count as 0, as there.
-    Structures and labels are given in the precision that the model asks for.
-
-    metatrain takes all data that share a name with an output of the model for its labels. Our
-    models have the output ``charge``, charges of atoms, and the input ``charge``, total charges.
-    And it takes the type of the parameters, which may be single, for that of the structures, which
-    is double.
-
-    :param eval_targets: of ``metatrain.cli.eval``
-    """
-
-    def evaluate(model, dataset, options, *args, **kwargs):
-        if not find_modules(model, "Lorem"):
-            return eval_targets(model, dataset, options, *args, **kwargs)
-        different = _describe_other_charges(model, dataset)
-        if different is not None:
-            logging.warning(different)
-        from metatrain.cli import eval as evaluation
-
-        replaced = ("CollateFn", "batch_to", "evaluate_model", *_ERRORS)
-        originals = {name: getattr(evaluation, name) for name in replaced}
-        dtype = _precision(model)
-        inputs = model.requested_inputs(use_new_names=True)
-
-        def labels_only(target_keys, callables):
-            labels = [key for key in target_keys if key in options and key not in inputs]
-            if _architecture == "lorem" and "charge" in inputs:
-                from .training.total_charges import fill_missing
-
-                callables = [fill_missing, *callables]
-            return originals["CollateFn"](labels, callables=callables)
-
-        def in_precision(*batch, **options):
-            return originals["batch_to"](*batch, **{**options, "dtype": dtype})
-
-        def evaluate_in_precision(model, systems, *arguments, **options):
-            systems = [system.to(dtype=dtype) for system in systems]
-            return originals["evaluate_model"](model, systems, *arguments, **options)
-
-        evaluation.CollateFn = labels_only
-        evaluation.batch_to = in_precision
-        evaluation.evaluate_model = evaluate_in_precision
-        for name in _ERRORS:
-            setattr(evaluation, name, _without_empty(originals[name]))
-        try:
-            return eval_targets(model, dataset, options, *args, **kwargs)
-        finally:
-            for name, original in originals.items():
-                setattr(evaluation, name, original)
-
-    return evaluate
-
-
-def _precision(model):
-    """
-    :param model: exported
-    :return: floating-point type of the structures that it takes
-    """
-    import torch
-
-    return getattr(torch, model.capabilities().dtype)
-
-
 def offer_calibrated_uncertainties(set_wrapped_model: Callable) -> Callable:
     """Let LLPR offer the uncertainties of those targets only that it is calibrated for.
 
@@ -284,7 +224,7 @@ def calibrate_with_charges(get_dataloader: Callable) -> Callable:
 
     def dataloader(llpr, datasets, *args, **kwargs):
         for dataset in datasets:
-            different = _describe_other_charges(llpr, dataset)
+            different = describe_other_charges(llpr, dataset)
             if different is not None:
                 raise ValueError(
                     f"{different}: LLPR would take the errors that come of it for uncertainty. "
@@ -349,27 +289,6 @@ def _collating_charges(module_name: str, model) -> Iterator[None]:
         module.CollateFn = collate
 
 
-_ERRORS = ("RMSEAccumulator", "MAEAccumulator")
-
-
-def _without_empty(accumulator: type) -> type:
-    """Errors over no labels at all are left out, instead of a division by zero.
-
-    :param accumulator: class of metatrain
-    """
-
-    class Accumulator(accumulator):
-        def finalize(self, *args, **kwargs):
-            self.information = {
-                name: (error, count)
-                for name, (error, count) in self.information.items()
-                if count > 0
-            }
-            return super().finalize(*args, **kwargs)
-
-    return Accumulator
-
-
 def _shared_seed() -> int | None:
     """A number that the processes of this run have in common, if there are several."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -408,24 +327,3 @@ def _architecture_on_command_line() -> str | None:
         return arguments.options["architecture"]["name"]
     except Exception:
         return None  # metatrain will stumble over it, too, and say so
-
-
-def _describe_other_charges(model, dataset) -> str | None:
-    """Compare the total charges of a data set with the one that is built into a model.
-
-    :param model: of ours, or one that wraps it
-    :param dataset: structures, which have total charges if the options ask for them
-    :return: a sentence, or None if there is no difference
-    """
-    built_in = built_in_charge(model)
-    if built_in is None or len(dataset) == 0 or not hasattr(dataset[0], "charge"):
-        return None
-    charges = [float(dataset[i].charge.block().values) for i in range(len(dataset))]
-    different = other_charges(charges, built_in)
-    if not different:
-        return None
-    return (
-        f"{len(different)} of {len(dataset)} structures have another total charge than "
-        f"{built_in:+g} e, which the model takes all of them to have; the first is structure "
-        f"{different[0]}, of {charges[different[0]]:+g} e"
-    )
