@@ -138,6 +138,13 @@ def test_evaluation_of_other_models_is_left_alone(scripted):
     )
     assert result == (evaluation.CollateFn, ("data", {"energy": 1}), {"warm_up": False})
 
+    def original_of_files(model, options, **keywords):
+        return evaluation.expand_dataset_config, evaluation.get_dataset, options, keywords
+
+    functions = evaluation.expand_dataset_config, evaluation.get_dataset
+    result = integration_eval.evaluate_with_care(original_of_files)(model, "options", output="o")
+    assert result == (*functions, "options", {"output": "o"})
+
 
 @pytest.mark.parametrize("kind", ["exported", "saved", "in another model"])
 def test_total_charges_are_no_labels_of_our_models(lorem, tmp_path, monkeypatch, kind):

@@ -7,6 +7,7 @@ other models are left to the original, and no PyTorch is imported here.
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 
 from . import integration
 from .inspection import describe_other_charges, find_modules
@@ -14,7 +15,8 @@ from .inspection import describe_other_charges, find_modules
 
 def evaluate_with_care(eval_model: Callable) -> Callable:
     """Refuse structures in another unit of length than the model's, which metatrain would take for
-    the model's.
+    the model's, and read labels as training does: metatrain drops forces or stress of all
+    structures when some have none.
 
     :param eval_model: of ``metatrain.cli.eval``
     """
@@ -23,16 +25,29 @@ def evaluate_with_care(eval_model: Callable) -> Callable:
         if not find_modules(model, "Lorem"):
             return eval_model(model, options, *args, **kwargs)
         from metatrain.cli import eval as evaluation
+        from omegaconf import ListConfig
 
-        expand = evaluation.expand_dataset_config
+        from .training.file_sections import Section
+        from .training.files import read_section
+
+        expand, get_dataset = evaluation.expand_dataset_config, evaluation.get_dataset
+        sections = []
 
         def expand_and_check(config):
-            sections = expand(config)
-            for section in sections:
+            several = isinstance(config, ListConfig)
+            written = list(deepcopy(config)) if several else [deepcopy(config)]
+            expanded = expand(config)
+            for number, section in enumerate(expanded):
                 _check_unit(section["systems"], model.capabilities().length_unit)
-            return sections
+                if "targets" in section:
+                    place = number if several else None
+                    sections.append(Section("evaluation", place, written[number]))
+            return expanded
 
-        with _replaced(expand_dataset_config=expand_and_check):
+        def read(options):
+            return read_section(get_dataset, sections.pop(0), options)
+
+        with _replaced(expand_dataset_config=expand_and_check, get_dataset=read):
             return eval_model(model, options, *args, **kwargs)
 
     return evaluate

@@ -26,7 +26,7 @@ GRADIENTS = {"forces": "positions", "stress": "strain", "virial": "strain"}
 class Section:
     """One section of files in the options."""
 
-    split: str  # training, validation or test
+    split: str  # training, validation, test or evaluation
     number: int | None  # among several of the split
     written: Any  # options as written, before metatrain adds defaults
     path: str = ""  # of the structures
@@ -172,7 +172,9 @@ class SectionCheck:
             else:
                 missing.append(index)
         by_name = _asked_by_name(self.section.written, name, gradient)
-        if missing and by_name:
+        evaluation = self.section.split == "evaluation"
+        # errors of some structures are of use, training on some may be a mistake
+        if missing and by_name and not (evaluation and len(missing) < len(frames)):
             raise ValueError(
                 f"The options ask for {gradient} ({name}), but {self.where(missing[0], path)} and "
                 f"{len(missing) - 1} other structures have no '{key}' (or a stress without a "
@@ -191,7 +193,8 @@ class SectionCheck:
         if missing:
             logging.warning(
                 f"{len(missing)} of {len(frames)} structures of {self.section} have no {gradient} "
-                f"(first: structure {missing[0]}, no '{key}'): left out of the loss"
+                f"(first: structure {missing[0]}, no '{key}'): left out of the "
+                + ("errors" if evaluation else "loss")
             )
 
 

@@ -109,20 +109,12 @@ def read(get_dataset: Callable, options: DictConfig) -> tuple[Dataset, dict, dic
     """
     run = _run
     section = run.sections[run.num_read]
-    section.path = options["systems"]["read_from"]
     run.num_read += 1
-    reader = StructureReader(ase_reader.read)
-    if uses_ase(options["systems"]):
-        known = None if section.split == "training" else run.gradients
-        check = SectionCheck(section, options, reader, known)
-        key = "architecture.model.charge_equilibration.enable"
-        check.check_elements(bool(OmegaConf.select(run.options, key)))
-        options = check.run()
-    ase_reader.read = reader
-    try:
-        section.dataset, targets, extra_data = get_dataset(options)
-    finally:
-        ase_reader.read = reader.original
+    known = None if section.split == "training" else run.gradients
+    equilibrated = OmegaConf.select(run.options, "architecture.model.charge_equilibration.enable")
+    section.dataset, targets, extra_data = read_section(
+        get_dataset, section, options, known, bool(equilibrated)
+    )
     if section.split == "training":
         for name, info in targets.items():
             gradients = run.gradients.setdefault(name, set())
@@ -133,6 +125,35 @@ def read(get_dataset: Callable, options: DictConfig) -> tuple[Dataset, dict, dic
                     name, options["targets"][name], "positions" in gradients, "strain" in gradients
                 )
     return section.dataset, targets, extra_data
+
+
+def read_section(
+    get_dataset: Callable,
+    section: Section,
+    options: DictConfig,
+    trained: dict[str, set[str]] | None = None,
+    equilibrated: bool = False,
+) -> tuple[Dataset, dict, dict]:
+    """
+    :param get_dataset: of metatrain, reads a section of files
+    :param section: which one
+    :param options: the section, with defaults
+    :param trained: gradients to read for each target; by default those that the options ask for
+    :param equilibrated: whether all elements must have charges
+    :return: what ``get_dataset`` returns, without gaps in gradients
+    :raises ValueError: for data that cannot be used, with file, structure and key
+    """
+    section.path = options["systems"]["read_from"]
+    reader = StructureReader(ase_reader.read)
+    if uses_ase(options["systems"]):
+        check = SectionCheck(section, options, reader, trained)
+        check.check_elements(equilibrated)
+        options = check.run()
+    ase_reader.read = reader
+    try:
+        return get_dataset(options)
+    finally:
+        ase_reader.read = reader.original
 
 
 class StructureReader:
