@@ -1,6 +1,7 @@
 """The report of every target that model and file have, and of structures of other charges."""
 
 import csv
+import re
 
 import ase
 import numpy as np
@@ -210,3 +211,46 @@ def test_labels_of_another_shape(tmp_path, name, value):
         made[1].arrays[name] = np.ones(len(made[1]))
     with pytest.raises(SystemExit, match=f"test.xyz: structure 1: '{name}' is not "):
         report(tmp_path, made)
+
+
+def legends(evaluation) -> str:
+    """All that the legends of the plot say."""
+    with pytest.MonkeyPatch.context() as patch:
+        drawn = []
+        patch.setattr("matplotlib.figure.Figure.savefig", lambda self, *_, **__: drawn.append(self))
+        plot_parity({"model": evaluation}, "nowhere.png")
+    return "; ".join(t.get_text() for axes in drawn[0].axes for t in axes.get_legend().get_texts())
+
+
+def test_missing_labels_are_counted(tmp_path, capsys):
+    """Of NaN and of keys that are not there; stress of the crystal alone means something."""
+    made = frames()
+    made[0].info["energy"] = np.nan
+    made[1].arrays["forces"][2:] = np.nan
+    made[0].info["stress"] = np.zeros((3, 3))
+    report(tmp_path, made)
+    atoms, lost = sum(len(frame) for frame in made), len(made[1]) - 2
+    assert (
+        f"Missing labels, left out: energy of 1 of 3 structures; force of {lost} of {atoms} atoms "
+        "(in 1 of 3 structures); stress of 2 of 3 structures\n"
+    ) in capsys.readouterr().out
+    text = legends(evaluate(tmp_path / "model.pt", tmp_path / "test.xyz"))
+    for count in ("1 of 3", f"{lost} of {atoms}", "2 of 3"):
+        assert f"\n{count} labels missing" in text
+
+
+def test_nothing_is_missing(tmp_path, capsys):
+    made = frames()
+    report(tmp_path, made)
+    assert "issing" not in capsys.readouterr().out
+    assert "missing" not in legends(evaluate(tmp_path / "model.pt", tmp_path / "test.xyz"))
+
+
+@pytest.mark.parametrize("name", ["energy", "forces"])
+def test_all_labels_are_nan(tmp_path, caplog, name):
+    """The file has the key, so that nobody would expect the column to be gone."""
+    made = frames()
+    for frame in made:
+        (frame.info if name == "energy" else frame.arrays)[name] *= np.nan
+    report(tmp_path, made)
+    assert re.search(f"test.xyz: all .* '{name}' are NaN", caplog.text)

@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     from .evaluation import evaluate
     from .labels import Keys
     from .parity_plot import plot_parity
-    from .table import errors, format_table, write_csv
+    from .table import errors, format_table, missing_labels, write_csv
 
     outputs = {"charge": arguments.charges_key}
     outputs.update((target, key) for target, key in arguments.target_key)
@@ -69,6 +69,9 @@ def run(arguments: argparse.Namespace) -> None:
     evaluation = evaluate(arguments.model, arguments.test_set, keys, arguments.any_charge)
     rows = errors(evaluation)
     print(format_table(rows))
+    missing = missing_labels(evaluation)
+    if missing:
+        print(f"Missing labels, left out: {'; '.join(missing)}")
     folder = Path(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(rows, folder / "report.csv")

@@ -48,6 +48,8 @@ def energies(structures: list[ase.Atoms], path: str, key: str) -> np.ndarray:
         if label.dtype.kind not in "iuf" or label.size != 1:
             raise ValueError(f"{path}: structure {index}: {key!r} is not one number")
         values[index] = label.item()
+    if any(key in labels for labels in known) and np.isnan(values).all():
+        logger.warning("%s: all energies %r are NaN", path, key)
     return values
 
 
@@ -68,6 +70,8 @@ def forces(structures: list[ase.Atoms], path: str, key: str) -> list[np.ndarray]
         if label.dtype.kind not in "iuf" or label.shape != missing.shape:
             raise ValueError(f"{path}: structure {index}: {key!r} is not three numbers per atom")
         values.append(label.astype(float))
+    if any(key in labels for labels in known) and all(np.isnan(x).all() for x in values):
+        logger.warning("%s: all forces %r are NaN", path, key)
     return values
 
 

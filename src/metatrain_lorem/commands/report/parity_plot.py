@@ -34,6 +34,9 @@ def plot_parity(evaluations: dict[str, Evaluation], path: str | Path) -> None:
                 if title in model_panels:
                     _, reference, predicted, error = model_panels[title]
                     text = f"{label}: RMSE {error}"
+                    missing = np.isnan(reference).reshape(len(reference), -1).any(axis=1)
+                    if missing.any():
+                        text += f"\n{missing.sum()} of {len(missing)} labels missing"
                     axes.scatter(reference, predicted, label=text, **_marker(color, reference.size))
             unit = f" ({unit})" if unit else ""
             axes.set(title=title, xlabel=f"reference{unit}", ylabel=f"predicted{unit}")

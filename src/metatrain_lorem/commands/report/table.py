@@ -1,6 +1,7 @@
 """Errors of predictions, also per element and per total charge, as a table."""
 
 import csv
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ def errors(evaluation: Evaluation) -> list[dict[str, str | int | float]]:
     :return: one dictionary per row, column -> value, with the same columns in all rows: those that
         the evaluation has; missing (NaN) labels are left out
     """
-    columns = _columns(evaluation)
+    quantities = _quantities(evaluation)
     everything = np.ones(len(evaluation.composition), dtype=bool)
     # an energy or a dipole moment cannot be split between the elements of a structure
     nothing = np.zeros(len(evaluation.composition), dtype=bool)
@@ -32,36 +33,73 @@ def errors(evaluation: Evaluation) -> list[dict[str, str | int | float]]:
             "structures": len(np.unique(evaluation.structure[chosen_atoms])),
             "atoms": int(chosen_atoms.sum()),
         }
-        for title, unit, per_atom, differences in columns:
-            chosen = differences[chosen_atoms if per_atom else chosen_structures]
-            unit = f" ({unit})" if unit else ""
-            row[f"{title} RMSE{unit}"] = _rmse(chosen)
-            row[f"{title} MAE{unit}"] = _mae(chosen)
+        for quantity in quantities:
+            chosen = quantity.differences[chosen_atoms if quantity.per_atom else chosen_structures]
+            unit = f" ({quantity.unit})" if quantity.unit else ""
+            row[f"{quantity.title} RMSE{unit}"] = _rmse(chosen)
+            row[f"{quantity.title} MAE{unit}"] = _mae(chosen)
         rows.append(row)
     return rows
 
 
-def _columns(evaluation: Evaluation) -> list[tuple[str, str, bool, np.ndarray]]:
-    """Title, unit, whether per atom or per structure, differences of predictions and labels."""
-    columns = []
-    if evaluation.energy is not None:
-        error = (evaluation.predicted_energy - evaluation.energy) / evaluation.composition.sum(1)
-        columns.append(("energy", "meV/atom", False, 1e3 * error))
-    if evaluation.forces is not None:
-        error = evaluation.predicted_forces - evaluation.forces
-        columns.append(("force", "meV/Å", True, 1e3 * error))
-    if evaluation.stress is not None:
-        error = evaluation.predicted_stress - evaluation.stress
-        columns.append(("stress", "meV/Å³", False, 1e3 * error))
-    if evaluation.atomic_charges is not None:
-        error = evaluation.predicted_atomic_charges - evaluation.atomic_charges
-        columns.append(("charge", "me", True, 1e3 * error))
-    if evaluation.dipoles is not None:
-        error = evaluation.predicted_dipoles - evaluation.dipoles
-        columns.append(("dipole", "me Å", False, 1e3 * error))
-    for name, other in evaluation.others.items():
-        columns.append((name, other.unit, other.per_atom, other.predicted - other.reference))
-    return columns
+def missing_labels(evaluation: Evaluation) -> list[str]:
+    """What is left out of the errors: labels that are NaN or not in the file, dipole moments of
+    periodic structures and stress of others.
+
+    :return: a phrase for each target that lacks some
+    """
+    phrases = []
+    for quantity in _quantities(evaluation):
+        missing = np.isnan(quantity.reference).reshape(len(quantity.reference), -1).any(axis=1)
+        if not missing.any():
+            continue
+        text = f"{quantity.title} of {missing.sum()} of {len(missing)} "
+        if quantity.per_atom:
+            structures = len(np.unique(evaluation.structure[missing]))
+            text += f"atoms (in {structures} of {len(evaluation.composition)} structures)"
+        else:
+            text += "structures"
+        phrases.append(text)
+    return phrases
+
+
+@dataclass
+class _Quantity:
+    """Labels and predictions of one kind, NaN where there is no label."""
+
+    title: str
+    unit: str
+    """of errors"""
+    per_atom: bool
+    reference: np.ndarray
+    predicted: np.ndarray
+    factor: float | np.ndarray = 1e3
+    """from the unit of labels to that of errors"""
+
+    @property
+    def differences(self) -> np.ndarray:
+        return self.factor * (self.predicted - self.reference)
+
+
+def _quantities(evaluation: Evaluation) -> list[_Quantity]:
+    x, found = evaluation, []
+    if x.energy is not None:
+        factor = 1e3 / x.composition.sum(1)
+        energies = (x.energy, x.predicted_energy, factor)
+        found.append(_Quantity("energy", "meV/atom", False, *energies))
+    if x.forces is not None:
+        found.append(_Quantity("force", "meV/Å", True, x.forces, x.predicted_forces))
+    if x.stress is not None:
+        found.append(_Quantity("stress", "meV/Å³", False, x.stress, x.predicted_stress))
+    if x.atomic_charges is not None:
+        charges = (x.atomic_charges, x.predicted_atomic_charges)
+        found.append(_Quantity("charge", "me", True, *charges))
+    if x.dipoles is not None:
+        found.append(_Quantity("dipole", "me Å", False, x.dipoles, x.predicted_dipoles))
+    for name, other in x.others.items():
+        values = (other.reference, other.predicted, 1.0)
+        found.append(_Quantity(name, other.unit, other.per_atom, *values))
+    return found
 
 
 def _rmse(differences: np.ndarray) -> float:
