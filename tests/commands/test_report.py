@@ -190,7 +190,7 @@ def test_missing_labels_are_left_out(model_path, test_set):
 
 def test_missing_charge_is_an_error(model_path, tmp_path):
     path = write_pairs(tmp_path / "test.xyz", charges=(1, None))
-    with pytest.raises(ValueError, match="structure 1 has no total charge"):
+    with pytest.raises(ValueError, match="test.xyz: structure 1 has no total charge"):
         evaluate(model_path, path)
 
 

@@ -120,7 +120,7 @@ def evaluate(
             f"{test_path} holds nothing to compare the outputs of {model_path} with: {outputs}"
         )
 
-    systems = _systems(structures, model)
+    systems = _systems(structures, model, test_path)
     predicted_energies, predicted_forces = _predict(model, energy, systems, compared)
     symbol = np.concatenate([atoms.get_chemical_symbols() for atoms in structures])
     elements = sorted(set(symbol.tolist()))
@@ -253,7 +253,7 @@ def _baseline(model: AtomisticModel, energy: str, systems: list[System]) -> np.n
     return None
 
 
-def _systems(structures: list[ase.Atoms], model: AtomisticModel) -> list[System]:
+def _systems(structures: list[ase.Atoms], model: AtomisticModel, path: str | Path) -> list[System]:
     """Systems in float64, with the inputs per system that the model requests."""
     systems = systems_to_torch(structures, dtype=torch.float64)
     for name, requested in model.requested_inputs(use_new_names=True).items():
@@ -262,8 +262,8 @@ def _systems(structures: list[ase.Atoms], model: AtomisticModel) -> list[System]
         charges = labels.total_charges(structures)
         if np.isnan(charges).any():
             raise ValueError(
-                f"structure {int(np.argmax(np.isnan(charges)))} has no total charge `charge`, "
-                "which the model needs"
+                f"{path}: structure {int(np.argmax(np.isnan(charges)))} has no total charge "
+                "`charge`, which the model needs"
             )
         values = torch.tensor(charges, dtype=torch.float64)
         block = TensorBlock(
