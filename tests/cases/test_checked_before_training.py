@@ -544,3 +544,27 @@ def test_a_file_that_ends_in_a_structure(refused):
 def test_good_data_trains(run):
     log = run()
     assert "have no" not in log and "untrained" not in log
+
+
+# units of targets
+
+
+def test_energy_without_a_unit(run):
+    bare = {"energy": {"forces": True}}
+    log = run(section("training", bare), section("validation", bare))
+    (line,) = [x for x in log.splitlines() if "No `unit`" in x]
+    assert line.startswith("WARNING") and "target 'energy' of the training set (training" in line
+    assert "ASE takes them for eV. Write `unit: eV`" in line
+    assert "No `unit`" not in run()
+
+
+def test_pure_number_as_a_target(run):
+    frames = structures(12)
+    for frame in frames:
+        frame.info["number"] = float(len(frame))
+    ase.io.write("training.xyz", frames)
+    ase.io.write("validation.xyz", frames[:4])
+    targets = {"mtt::number": {"key": "number"}}
+    log = run(section("training", targets), section("validation", targets))
+    (line,) = [x for x in log.splitlines() if "No `unit`" in x]
+    assert line.startswith("INFO") and "'mtt::number' of the training set (training.xyz)" in line

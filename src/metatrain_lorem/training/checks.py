@@ -84,6 +84,7 @@ def check_data(
     if not any(len(dataset) > 0 for dataset in val_datasets):
         logging.info("The validation set is empty: the last model counts as the best")
     warn_of_missing_forces(model.dataset_info.targets)
+    warn_of_missing_units(model.dataset_info.targets, train_datasets, run)
     return all_sizes, missing, all_digits
 
 
@@ -280,6 +281,34 @@ def warn_of_missing_forces(targets: dict[str, TargetInfo]) -> None:
                 "structures have them. If the data have forces, check the `forces` key of the "
                 "target, and give NaN for structures without."
             )
+
+
+def warn_of_missing_units(
+    targets: dict[str, TargetInfo], train_datasets: list[Dataset], run: Run | None
+) -> None:
+    """Engines cannot convert what has no unit.
+
+    :param targets: targets of the model
+    :param train_datasets: training sets
+    :param run: of ``mtt train``, if it is one
+    """
+    for name, info in targets.items():
+        if info.unit:
+            continue
+        sets = [
+            set_name(dataset, "training", run)
+            for dataset in train_datasets
+            if len(dataset) > 0 and name in dataset[0]._fields
+        ]
+        where = f"target '{name}'" + (f" of {sets[0]}" if sets else "")
+        if name.split("/")[0] == "energy":  # what engines look for
+            logging.warning(
+                f"No `unit` is given for {where}: engines get its numbers as they are, whatever "
+                "their unit, and ASE takes them for eV. Write `unit: eV`, or what the data have, "
+                "under the target."
+            )
+        else:
+            logging.info(f"No `unit` is given for {where}: its predictions will have none")
 
 
 def warn_of_ignored_charges(run: Run, model: ModelInterface) -> None:
