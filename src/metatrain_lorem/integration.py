@@ -244,14 +244,23 @@ def calibrate_with_charges(get_dataloader: Callable) -> Callable:
 
 
 def train_ensemble_with_charges(train: Callable) -> Callable:
-    """Hand total charges to the wrapped model while LLPR trains the ensemble.
+    """Hand total charges to the wrapped model while LLPR trains the ensemble, and say what single
+    precision costs.
 
     :param train: of ``metatrain.llpr.trainer.Trainer``
     """
 
     def train_ensemble(trainer, model, *args, **kwargs):
         with _collating_charges("metatrain.llpr.trainer", model):
-            return train(trainer, model, *args, **kwargs)
+            result = train(trainer, model, *args, **kwargs)
+        if find_modules(model, "Lorem") and next(model.parameters()).element_size() < 8:
+            logging.info(
+                "The uncertainty model is exported in single precision throughout, unlike the "
+                "model that it wraps, whose structures and energies are in double: energies are "
+                "rounded to about 1e-7 of their size, 2e5 eV to multiples of 1/64 eV. Where that "
+                "counts, train both with `base_precision: 64`."
+            )
+        return result
 
     return train_ensemble
 

@@ -24,7 +24,7 @@ SECTION = {"quantity": "charge", "unit": "e", "type": "scalar", "sample_kind": "
 CHARGE = get_generic_target_info("mtt::atomic_charge", {**SECTION, "num_subtargets": 1})
 
 
-def train(folder: Path, name: str, architecture: dict, with_charges: bool = True) -> None:
+def train(folder: Path, name: str, architecture: dict, precision: int = 64) -> None:
     """Run ``mtt train`` in this process."""
 
     def data(file: str) -> dict:
@@ -32,10 +32,10 @@ def train(folder: Path, name: str, architecture: dict, with_charges: bool = True
             "systems": {"read_from": file, "length_unit": "angstrom"},
             "targets": {"energy": {"key": "energy", "unit": "eV", "forces": False}},
         }
-        return section | ({"extra_data": {"charge": {"key": "charge"}}} if with_charges else {})
+        return section | {"extra_data": {"charge": {"key": "charge"}}}
 
     options = {
-        "base_precision": 64,
+        "base_precision": precision,
         "seed": 0,
         "architecture": architecture,
         "training_set": data("train.xyz"),
@@ -121,6 +121,33 @@ def test_outputs_and_inputs_of_the_export(folder):
     results = MetatomicCalculator(folder / "llpr.pt").run_model([frame], requested)
     assert all(torch.isfinite(x.block().values).all() for x in results.values())
     assert len(evaluate(folder / "llpr.pt", folder / "valid.xyz").energy) == 8
+
+
+def precisions(path: Path) -> tuple[str, bool]:
+    """Of an exported model, and whether its energies have digits that single precision lacks."""
+    energy = outputs(path, [ase.io.read(path.parent / "valid.xyz", 0)])["energy"]
+    return MetatomicCalculator(path)._model.capabilities().dtype, bool(
+        np.any(energy != energy.astype(np.float32))
+    )
+
+
+def test_single_precision_is_told(folder, tmp_path, caplog):
+    """One line says so, of models whose export is."""
+    caplog.set_level("INFO")
+    for name in ("train.xyz", "valid.xyz"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    hypers = {"num_epochs": 1, "num_workers": 0, "batch_size": 4}
+    lorem = {"name": "lorem", "model": MODEL_HYPERS, "training": hypers}
+    train(tmp_path, "model", lorem, precision=32)
+    text = "exported in single precision throughout"
+    assert text not in caplog.text
+    train(tmp_path, "llpr", llpr(None), precision=32)
+    assert caplog.text.count(text) == 1
+    assert precisions(tmp_path / "llpr.pt") == ("float32", False)
+    caplog.clear()
+    train(folder, "again", llpr(None))
+    assert text not in caplog.text
+    assert precisions(folder / "again.pt") == ("float64", True)
 
 
 def test_data_without_total_charges(folder):
