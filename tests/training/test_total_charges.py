@@ -16,6 +16,7 @@ from metatrain_lorem.training.total_charges import (
     TotalChargeCheck,
     check_layout,
     fill_missing,
+    warn_of_outliers,
 )
 
 PROCESSES = Processes(torch.device("cpu"))
@@ -165,3 +166,21 @@ def test_processes_put_together_what_they_found(caplog):
     assert "3 of 3 structures" in different
     # both are 1.5 e off: the later one is named
     assert "structure 5 " in different
+
+
+@pytest.mark.parametrize(
+    "others, limit",
+    [([0, 0, 0, 0, 1, -1], 10), ([2, 2, 2, 2], 10), ([-1, -1, 0, 0, 1, 1], 20)],
+)
+def test_limit_of_outliers(caplog, others, limit):
+    """As the documentation has it: 10 (1 e + median distance) from the median."""
+    middle = 2 if 2 in others else 0
+    for sign in (1, -1):
+        for distance, named in [(limit - 0.1, False), (limit + 0.1, True)]:
+            caplog.clear()
+            # enough others to leave the median where it is
+            charges = [*others, *others, middle + sign * distance]
+            warn_of_outliers([(float(x), i) for i, x in enumerate(charges)], "training")
+            text = f"1 total charges in the training set are more than {limit} e from the median"
+            assert (text in caplog.text) == named, (sign, distance)
+    assert f"of structure {len(charges) - 1} (index" in caplog.text

@@ -25,8 +25,9 @@ what a wrong total charge makes.
 """
 
 OUTLIER = 10.0
-"""Deviation from the median above which a total charge is named, in e plus median deviations: that
-of ions in data of neutral molecules is smaller, that of mistakes mostly larger."""
+"""A total charge is named if it is further from the median of its split than this number times
+(1 e + the median of such distances): that of ions in data of neutral molecules is not, those of
+mistakes mostly are."""
 
 TensorMaps = dict[str, TensorMap]
 
