@@ -48,20 +48,17 @@ def rocksalt_interactions(atoms: ase.Atoms, hardness: float) -> Interactions:
     hypers = get_default_hypers("lorem")["model"]
     block = ChargeEquilibration(hypers, [11, 17], "angstrom").double()
     assert not block.uses_pairs
-    no_pairs = torch.zeros(0, dtype=torch.long)
     batch = Batch(
         positions=torch.tensor(atoms.positions),
         types=torch.tensor(atoms.numbers),
         cells=torch.tensor(atoms.cell.array).unsqueeze(0),
         pbc=torch.tensor([[True, True, True]]),
         counts=[len(atoms)],
-        centers=no_pairs,
-        neighbors=no_pairs,
-        shifts=torch.zeros([0, 3]),
+        pairs=torch.zeros([0, 5], dtype=torch.long),
         total_charge=torch.zeros(1, dtype=torch.float64),
     )
     builder = GraphBuilder([11, 17], None, Vacuum(least=0.0, angstrom=1.0))
-    graph = builder.build(batch, torch.tensor([torch.inf, -torch.inf]))
+    graph = builder.build(batch, batch.positions.new_tensor([torch.inf, -torch.inf]))
     return Interactions(
         graph=graph,
         hardness=torch.full((2,), hardness, dtype=torch.float64),

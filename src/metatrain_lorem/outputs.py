@@ -123,6 +123,8 @@ class CompositionModel(composition.CompositionModel):
     """metatrain's, with a shorter way to the baseline of one structure: the labels of its atoms
     take a third of the operators of an evaluation's last stage."""
 
+    # of the base class, too: TorchScript cannot infer the type of an empty dictionary
+    outputs: dict[str, ModelOutput]
     scalars: list[str]
 
     def __init__(self, hypers: dict, dataset_info: DatasetInfo) -> None:
