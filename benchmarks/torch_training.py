@@ -70,10 +70,13 @@ def prepare_training(task: dict) -> tuple[Callable[[int], float], float]:
     dataset, targets = read_data(Path(task["data"]))
     device = torch.device(task["device"])
     model = new_model(task["model"], get_atomic_types(dataset), targets).to(device).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
+    # as our trainer does it; those of metatrain do without
+    own = isinstance(model, Lorem)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, fused=own)
+    parameters = [p for p in model.parameters() if p.requires_grad] if own else None
     size = task["batch_size"]
     count = min(task["batches"], len(dataset) // size)
-    if isinstance(model, Lorem):
+    if own:
         dataset = PreparedStructures(dataset, Preparation(model), Memory(limit=10 * GIB))
         make = partial(join, targets=["energy"])
     else:
@@ -102,7 +105,7 @@ def prepare_training(task: dict) -> tuple[Callable[[int], float], float]:
         forces = (predicted.gradient("positions").values, label.gradient("positions").values)
         loss = 0.5 * torch.mean(((predicted.values - label.values) / atoms) ** 2)
         loss = loss + 0.5 * torch.mean((forces[0] - forces[1]) ** 2)
-        loss.backward()
+        loss.backward(inputs=parameters)
         optimizer.step()
 
     def run(call: int) -> float:

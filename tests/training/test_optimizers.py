@@ -52,6 +52,23 @@ def test_orthogonalised_is_near_the_polar_factor():
     assert singular_values.max() < 1.3
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-3), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("shape", [(8, 64), (8, 15), (3, 8, 16), (64, 8)])
+def test_orthogonalised_equals_the_iterations_written_out(shape, dtype, tolerance):
+    """Also of long matrices, which are not multiplied in each iteration, with singular values over
+    four orders; in single precision far below the scatter of the results, 0.7 to 1.2."""
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(shape, dtype=torch.float64, generator=generator)
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    matrix = u * torch.logspace(0, -4, s.shape[-1], dtype=torch.float64) @ vh
+    x = matrix / (torch.linalg.matrix_norm(matrix, keepdim=True) + 1e-8)
+    for _ in range(5):
+        x = 3.4445 * x - 4.7750 * x @ x.mT @ x + 2.0315 * x @ x.mT @ x @ x.mT @ x
+    own = orthogonalised(matrix.to(dtype))
+    assert own.dtype == dtype
+    torch.testing.assert_close(own.double(), x, rtol=0, atol=tolerance)
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_every_parameter_has_one_optimizer(small, name):
     _, info = small.read(small.file)

@@ -7,6 +7,7 @@ from .clebsch_gordan import clebsch_gordan
 from .constants import join_constants, split_constants
 from .mlp import lecun_normal_
 from .spherical import degrees_of_components
+from .table_product import TableProduct
 
 SMALL_TABLE = 30_000
 """Components of the two factors and of the product, multiplied, below which a tensor product is
@@ -136,6 +137,10 @@ class TensorProduct(torch.nn.Module):
         :return: product ``[atoms, (L3 + 1)**2, num_channels]``
         """
         table = self.current_table(x.dtype)
+        if not torch.jit.is_scripting():
+            if self.training and self.folded.shape[1] == 0:
+                first, second = x.chunk(2, dim=2) if y is None else (x, y)
+                return TableProduct.apply(self, table, first, second)
         sizes = chunks(x.shape[0], chunk_sizes(x.device)[1])
         products: list[torch.Tensor] = []
         for n, chunk in enumerate(cut(x, sizes)):
@@ -185,13 +190,26 @@ class TensorProduct(torch.nn.Module):
             outer = torch.bmm(first, second).view(block.shape[0], x.shape[1], block.shape[1])
             sums[c] = torch.baddbmm(sums[c], outer, block) if c in sums else torch.bmm(outer, block)
             start = stop
-        if self.parities == 1:
-            return sums[0].permute(1, 2, 0)
-        degrees: list[torch.Tensor] = []
-        by_parity = [self.degrees(sums[c].permute(1, 2, 0), c) for c in range(len(sums))]
-        for degree in range(self.max_degrees[2] + 1):
-            degrees.append(by_parity[degree % 2][degree // 2])
-        return torch.cat(degrees, dim=1)
+        return self.unsorted([sums[c] for c in range(len(sums))], 2)
+
+    def unsorted(self, parts: list[torch.Tensor], factor: int) -> torch.Tensor:
+        """
+        :param parts: components of even degrees and of odd ones, or all,
+            ``[num_channels, atoms, components]``
+        :param factor: 0 or 1, 2 for the product
+        :return: components of all degrees ``[atoms, (L + 1)**2, num_channels]``
+        """
+        if len(parts) == 1:
+            return parts[0].permute(1, 2, 0)
+        by_parity: list[list[torch.Tensor]] = []
+        for parity, part in enumerate(parts):
+            degrees = range(parity, self.max_degrees[factor] + 1, 2)
+            sizes = [2 * degree + 1 for degree in degrees]
+            by_parity.append(list(part.permute(1, 2, 0).split(sizes, dim=1)))
+        joined: list[torch.Tensor] = []
+        for degree in range(self.max_degrees[factor] + 1):
+            joined.append(by_parity[degree % 2][degree // 2])
+        return torch.cat(joined, dim=1)
 
     def split(self, x: torch.Tensor, factor: int) -> list[torch.Tensor]:
         """
@@ -204,15 +222,6 @@ class TensorProduct(torch.nn.Module):
             return [x]
         even = sum([2 * degree + 1 for degree in range(0, max_degree + 1, 2)])
         return list(x.split([even, x.shape[2] - even], dim=2))
-
-    def degrees(self, x: torch.Tensor, parity: int) -> list[torch.Tensor]:
-        """
-        :param x: components of the product of one parity ``[atoms, components, num_channels]``
-        :param parity: 0 or 1
-        :return: components of each degree of that parity
-        """
-        degrees = range(parity, self.max_degrees[2] + 1, 2)
-        return list(x.split([2 * degree + 1 for degree in degrees], dim=1))
 
 
 def _components_by_parity(max_degree: int, parities: int) -> list[int]:

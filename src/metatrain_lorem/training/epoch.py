@@ -168,7 +168,8 @@ def train_epoch(
         total_counts = _total_counts(values, counts, processes, indices)
         loss = evaluator.loss.combine(values, counts, total_counts)
         if loss.requires_grad:
-            loss.backward()
+            # not on to the positions, which are leaves as well
+            loss.backward(inputs=parameters)
         if total_counts.sum() > 0:
             processes.sum_gradients(parameters)
             norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip_norm)
