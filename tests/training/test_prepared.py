@@ -169,6 +169,14 @@ def test_choice_of_workers(
     )
 
 
+def test_few_structures_that_do_not_fit(structures):
+    """Each is looked at once: fewer than the number of samples failed in being joined."""
+    data = structures(0)
+    data.dataset = Subset(data.dataset, range(5))
+    data.indices = range(5)
+    assert choose_workers(None, [data]) >= 0
+
+
 def test_processes_on_one_machine_share_the_memory(monkeypatch):
     monkeypatch.setattr(prepared, "available_memory", lambda device, sharing: 8000 // sharing)
     assert Memory.of(Processes(torch.device("cpu"))).limit == 2000

@@ -34,7 +34,8 @@ def choose_workers(given: int | None, datasets: list[PreparedStructures]) -> int
     """
     memory, number = datasets[0].memory, sum(len(dataset) for dataset in datasets)
     largest = max(datasets, key=len)
-    chosen = [i * len(largest) // SAMPLES for i in range(min(SAMPLES, len(largest)))]
+    count = min(SAMPLES, len(largest))
+    chosen = [i * len(largest) // count for i in range(count)]
     times, samples = [], []
     for i in chosen:
         seconds, sample = _timed(lambda i=i: largest.prepare(largest.dataset[i]))
