@@ -76,7 +76,7 @@ class GraphBuilder(torch.nn.Module):
     ) -> Graph:
         """
         :param systems: structures with their neighbour lists, none empty
-        :param total_charge: of each ``[systems]``, e
+        :param total_charge: of each ``[systems]``, e, in the floating-point type of the model
         :param trained: smallest and largest total charge of the training data ``[2]``, infinite
             and negative infinite if unknown, in the floating-point type of the model
         :return: the graph in this type, differentiable with respect to positions and cells
@@ -169,7 +169,7 @@ class GraphBuilder(torch.nn.Module):
             species=species,
             pbc=batch.pbc,
             cells=cells,
-            total_charge=batch.total_charge.to(trained.dtype),
+            total_charge=batch.total_charge,
             system_index=system_index,
             atom_index=atom_index,
             centers=pairs.centers,

@@ -176,8 +176,9 @@ class Lorem(ModelInterface[ModelHypers]):
         requested, outputs = outputs, self.readout.resolve(outputs)
         with record_function("lorem::graph"):
             warn_of_built_in_charge(self.built_in_charge)
-            total_charge = total_charges(systems, self.conditional, self.total_charge)
-            graph = self.graph(systems, total_charge, self.total_charge_range)
+            known = self.total_charge_range
+            total = total_charges(systems, self.conditional, self.total_charge, known.dtype)
+            graph = self.graph(systems, total, known)
         with record_function("lorem::short_range"):
             stages, spherical = self.short_range(graph, self.conditioning(graph))
         charges: Optional[Charges] = None
@@ -246,12 +247,11 @@ class Lorem(ModelInterface[ModelHypers]):
         if "charge" not in results or self.charge_equilibration is not None:
             return self.scaled_with_baselines(systems, outputs, results, selected_atoms)
         # a prediction for atomic charges, scales of older versions included
-        name = self.readout.atomic_charge
-        kind = {name: outputs["charge"]}
-        charge = {name: results.pop("charge")}
+        name, charge = self.readout.atomic_charge, results.pop("charge")
         results = self.scaled_with_baselines(systems, outputs, results, selected_atoms)
-        charge = self.scaled_with_baselines(systems, kind, charge, selected_atoms)
-        results["charge"] = relabeled(charge[name], "charge")
+        kind, scaled = {name: outputs["charge"]}, {name: charge}
+        scaled = self.scaled_with_baselines(systems, kind, scaled, selected_atoms)
+        results["charge"] = relabeled(scaled[name], "charge")
         return results
 
     def scaled_with_baselines(

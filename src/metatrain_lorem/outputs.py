@@ -131,6 +131,8 @@ class CompositionModel(composition.CompositionModel):
         super().__init__(hypers, dataset_info)
         targets = dataset_info.targets
         self.scalars = [name for name, target in targets.items() if target.is_scalar]
+        zero = torch.zeros([1, 1], dtype=torch.int32)
+        self.register_buffer("first_system", zero, persistent=False)
 
     def forward(
         self,
@@ -161,8 +163,7 @@ class CompositionModel(composition.CompositionModel):
             weights = self.model.weights[name]
             block = weights.block()
             values = block.values.index_select(0, self.model.type_to_index[systems[0].types])
-            zero = torch.zeros([1, 1], dtype=torch.int32, device=positions.device)
-            samples = Labels(["system"], zero, assume_unique=True)
+            samples = Labels(["system"], self.first_system, assume_unique=True)
             values = values.sum(dim=0, keepdim=True)
             block = TensorBlock(values, samples, block.components, block.properties)
             baselines[name] = TensorMap(weights.keys, [block])

@@ -12,7 +12,7 @@ from .indexing import occurrences, starts
 
 
 def smooth_norms(
-    features: torch.Tensor, members: torch.Tensor, factors: torch.Tensor
+    features: torch.Tensor, members: torch.Tensor, factors: torch.Tensor, least: torch.Tensor
 ) -> torch.Tensor:
     r"""Norms of groups of components that have all derivatives where a group vanishes,
     :math:`\sqrt{\|x\|^2 + \delta^2} - \delta`.
@@ -25,14 +25,14 @@ def smooth_norms(
         and, last, to :math:`\delta^2` ``[groups * channels + 1, components * channels]``
     :param factors: what makes of their roots the differences, times any factors
         ``[groups * channels + 1, groups * channels]``
+    :param least: tiny next to 1: an atom without neighbours has no features at all, ``[1]``
     :return: ``[atoms, groups * channels]``
     """
     features = features.flatten(1)
     # for the same reason any constant may be taken out: no square over- or underflows
     scale = torch.linalg.vector_norm(features.detach(), torch.inf, dim=1, keepdim=True)
-    scale = scale.masked_fill(scale < (1e-30 if features.dtype == torch.float32 else 1e-150), 1.0)
-    # an atom without neighbours has no features at all
-    roots = torch.sqrt((features / scale) ** 2 @ members.T + 1e-12)
+    scale = scale.clamp(min=1e-30 if features.dtype == torch.float32 else 1e-150)
+    roots = torch.sqrt(torch.addmm(least, (features / scale) ** 2, members.T))
     return scale * (roots @ factors)
 
 

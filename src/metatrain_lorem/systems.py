@@ -70,16 +70,19 @@ def concatenate(
     )
 
 
-def total_charges(systems: list[System], requested: bool, built_in: float) -> torch.Tensor:
+def total_charges(
+    systems: list[System], requested: bool, built_in: float, dtype: torch.dtype
+) -> torch.Tensor:
     """Total charges of structures, the standard input ``charge`` of metatomic.
 
     :param systems: structures
     :param requested: whether the model asks for the input
     :param built_in: total charge of every structure if it does not
+    :param dtype: floating-point type of the model
     :return: ``[systems]``, e
     :raises ValueError: where the input is missing
     """
-    positions = systems[0].positions
+    device = systems[0].positions.device
     charges: list[torch.Tensor] = []
     for i, system in enumerate(systems):
         given = "charge" in system.known_data()
@@ -98,8 +101,8 @@ def total_charges(systems: list[System], requested: bool, built_in: float) -> to
                 stacklevel=2,
             )
     if requested:
-        return torch.cat(charges).to(device=positions.device, dtype=positions.dtype)
-    return torch.full([len(systems)], built_in, dtype=positions.dtype, device=positions.device)
+        return torch.cat(charges).to(device=device, dtype=dtype)
+    return torch.full([len(systems)], built_in, dtype=dtype, device=device)
 
 
 def refuse(

@@ -92,17 +92,18 @@ def extents(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     :param positions: ``[atoms, 3]``, Å
-    :param directions: ``[systems, 3]``
+    :param directions: ``[systems, directions, 3]``
     :param system_index: structure of each atom ``[atoms]``
-    :return: least and largest product of each structure's positions with its direction, each
-        ``[systems]``; zero for structures without atoms
+    :return: least and largest product of each structure's positions with its directions, each
+        ``[systems, directions]``; zero for structures without atoms
     """
     if directions.size(0) == 1 and positions.size(0) > 0:
-        return torch.aminmax(positions @ directions[0], dim=0, keepdim=True)
-    z = (positions * directions[system_index]).sum(dim=-1)
-    zero = torch.zeros(directions.size(0), dtype=z.dtype, device=z.device)
-    bottom = zero.scatter_reduce(0, system_index, z, "amin", include_self=False)
-    return bottom, zero.scatter_reduce(0, system_index, z, "amax", include_self=False)
+        return torch.aminmax(positions @ directions[0].T, dim=0, keepdim=True)
+    z = (positions.unsqueeze(1) * directions[system_index]).sum(dim=-1)
+    zero = torch.zeros(directions.shape[:2], dtype=z.dtype, device=z.device)
+    index = system_index.unsqueeze(1).expand_as(z)
+    bottom = zero.scatter_reduce(0, index, z, "amin", include_self=False)
+    return bottom, zero.scatter_reduce(0, index, z, "amax", include_self=False)
 
 
 def boundary_table(
@@ -115,14 +116,45 @@ def boundary_table(
     :param cells: cell vectors in rows ``[systems, 3, 3]``, Å
     :param pbc: periodic directions ``[systems, 3]``
     :param system_index: structure of each atom ``[atoms]``
-    :return: of each structure its periodic directions (3), cell (9), :func:`area_vectors` (3) and
-        the :func:`extents` along them (2) ``[systems, 17]``
+    :return: of each structure its periodic directions (3), cell (9), and the :func:`extents` along
+        the vector products of each cell vector with the next, bottom (3) and top (3)
+        ``[systems, 18]``
     """
     with torch.no_grad():
-        areas = area_vectors(cells, pbc)
+        areas = torch.linalg.cross(cells, torch.roll(cells, -1, dims=1))
         bottom, top = extents(positions, areas, system_index)
-        columns = [pbc, cells.flatten(1), areas, bottom.unsqueeze(1), top.unsqueeze(1)]
-        return torch.cat(columns, dim=1)
+        return torch.cat([pbc, cells.flatten(1), bottom, top], dim=1)
+
+
+def cross(a: list[float], b: list[float]) -> list[float]:
+    """
+    :param a: three numbers
+    :param b: three numbers
+    :return: their vector product
+    """
+    return [
+        a[1] * b[2] - a[2] * b[1],
+        a[2] * b[0] - a[0] * b[2],
+        a[0] * b[1] - a[1] * b[0],
+    ]
+
+
+def norm(a: list[float]) -> float:
+    """
+    :param a: three numbers
+    :return: length of the vector
+    """
+    return math.sqrt(a[0] * a[0] + a[1] * a[1] + a[2] * a[2])
+
+
+def inverse_transpose(cell: list[float]) -> list[float]:
+    r"""
+    :param cell: nine numbers, vectors in rows, not singular, Å
+    :return: the vectors of its reciprocal lattice over :math:`2 \pi` in rows, 1/Å
+    """
+    a, b, c = cell[:3], cell[3:6], cell[6:]
+    volume = determinant(cell)
+    return [x / volume for x in cross(b, c) + cross(c, a) + cross(a, b)]
 
 
 def determinant(cell: list[float]) -> float:
@@ -130,11 +162,8 @@ def determinant(cell: list[float]) -> float:
     :param cell: nine numbers, vectors in rows, Å
     :return: volume that they span, negative for a left-handed cell, Å³
     """
-    a, b, c = cell[:3], cell[3:6], cell[6:]
-    x = b[1] * c[2] - b[2] * c[1]
-    y = b[2] * c[0] - b[0] * c[2]
-    z = b[0] * c[1] - b[1] * c[0]
-    return a[0] * x + a[1] * y + a[2] * z
+    a, area = cell[:3], cross(cell[3:6], cell[6:])
+    return a[0] * area[0] + a[1] * area[1] + a[2] * area[2]
 
 
 def check_boundaries(number: int, dimension: int, volume: float, size: float) -> None:
@@ -212,33 +241,36 @@ def find_boundaries(
     width = len(table) // len(counts)
     for number in range(len(counts)):
         row = table[number * width : (number + 1) * width]
-        cell, area = row[3:12], row[12:15]
+        cell = row[3:12]
         volume = abs(determinant(cell))
         sides: list[float] = []
         dimension, size, longest = 0, 1.0, 0.0
         for d in range(3):
-            side = math.sqrt(cell[3 * d] ** 2 + cell[3 * d + 1] ** 2 + cell[3 * d + 2] ** 2)
+            side = norm(cell[3 * d : 3 * d + 3])
             sides.append(side)
             if row[d] > 0.0:
                 dimension += 1
                 size = size * side
                 longest = max(longest, side)
+        area = [0.0, 0.0, 0.0]
+        free, first = 0, 0  # the direction of a slab that is not periodic, and the next
         if dimension == 2:
-            volume = math.sqrt(area[0] ** 2 + area[1] ** 2 + area[2] ** 2)
+            free = row[:3].index(0.0)
+            first, second = (free + 1) % 3, (free + 2) % 3
+            area = cross(cell[3 * first : 3 * first + 3], cell[3 * second : 3 * second + 3])
+            volume = norm(area)
         check_boundaries(number, dimension, volume, size)
         height = 0.0
         if dimension == 0:
             cell = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
         if dimension == 2:
             normal = [component / volume for component in area]
-            thickness = (row[16] - row[15]) / volume
+            thickness = (row[15 + first] - row[12 + first]) / volume
             height = slab_cell_height(thickness, max(4.0 * longest, vacuum.least), vacuum.angstrom)
             volume = volume * height
-            for d in range(3):
-                if row[d] == 0.0:
-                    sides[d] = height
-                    for i in range(3):
-                        cell[3 * d + i] = normal[i] * height
+            sides[free] = height
+            for i in range(3):
+                cell[3 * free + i] = normal[i] * height
         dimensions.append(dimension)
         lengths.append(sides)
         host_cells.append(cell)
@@ -277,13 +309,8 @@ def least_height(cell: list[float], volume: float) -> float:
     :param volume: of the cell, Å³
     :return: least distance of opposite faces, Å
     """
-    largest = 0.0
-    for d in range(3):
-        a, b = 3 * d, 3 * ((d + 1) % 3)
-        x = cell[a + 1] * cell[b + 2] - cell[a + 2] * cell[b + 1]
-        y = cell[a + 2] * cell[b] - cell[a] * cell[b + 2]
-        z = cell[a] * cell[b + 1] - cell[a + 1] * cell[b]
-        largest = max(largest, math.sqrt(x * x + y * y + z * z))
+    a, b, c = cell[:3], cell[3:6], cell[6:]
+    largest = max(norm(cross(a, b)), norm(cross(b, c)), norm(cross(c, a)))
     return volume / largest
 
 

@@ -13,7 +13,8 @@ import torch
 
 from ..graph import Graph
 from ..indexing import host_starts, join, recomputed
-from .boundaries import Boundaries, least_height, smearings
+from ..nn.constants import join_constants, split_constants
+from .boundaries import Boundaries, inverse_transpose, least_height, smearings
 from .padding import add_atoms, atoms_of, gather_atoms, group_by_size, padded_index
 from .parameters import SumParameters, num_waves
 
@@ -39,26 +40,30 @@ def half_space_integers(
     :return: integers of all cells one after another, as float64 ``[waves, 3]``, and how many each
         cell has
     """
+    # |k . a| <= |k| |a| bounds the integer along the cell vector a
+    longest = [k_cutoff / (2.0 * math.pi) for k_cutoff in k_cutoffs]
+    largest: list[list[int]] = []
     # TorchScript makes tensors of nested lists in single precision
     numbers: list[float] = []
-    for cell in cells:
-        numbers += cell
-    inverse = torch.linalg.inv(torch.tensor(numbers, dtype=torch.float64).view(-1, 3, 3))
+    for s, row in enumerate(lengths):
+        largest.append([int(longest[s] * length) for length in row])
+        numbers += inverse_transpose(cells[s])
+    lattices = torch.tensor(numbers, dtype=torch.float64).view(-1, 3, 3)
+    most = max([max(row) for row in largest])
+    line = torch.arange(-most, most + 1, dtype=torch.float64)
     integers: list[torch.Tensor] = []
     counts: list[int] = []
-    for s, row in enumerate(lengths):
-        # |k . a| <= |k| |a| bounds the integer along the cell vector a
-        longest = k_cutoffs[s] / (2.0 * math.pi)
-        a, b, c = [int(longest * length) for length in row]
+    for s, row in enumerate(largest):
+        a, b, c = row
         axes = [
-            torch.arange(0, a + 1, dtype=torch.float64),
-            torch.arange(-b, b + 1, dtype=torch.float64),
-            torch.arange(-c, c + 1, dtype=torch.float64),
+            line[most : most + a + 1],
+            line[most - b : most + b + 1],
+            line[most - c : most + c + 1],
         ]
         box = torch.stack(torch.meshgrid(axes, indexing="ij"), dim=-1).view(-1, 3)
         # in this order -k stands before zero where k stands after it
         box = box[b * (2 * c + 1) + c + 1 :]
-        box = box[torch.linalg.vector_norm(box @ inverse[s].T, dim=1) <= longest]
+        box = box[torch.linalg.vector_norm(box @ lattices[s], dim=1) <= longest[s]]
         integers.append(box)
         counts.append(box.shape[0])
     return join(integers), counts
@@ -83,15 +88,16 @@ def plane_waves(
         [boundaries.lengths[s] for s in structures],
         [k_cutoffs[s] for s in structures],
     )
-    n = (2.0 * math.pi * integers).to(device=device, dtype=dtype)
+    n = integers.to(device=device, dtype=dtype).unsqueeze(0)
     reciprocal = inverse_cells.transpose(1, 2)
     if len(structures) == 1:
-        k = n.unsqueeze(0) @ reciprocal
+        k = torch.baddbmm(n, n, reciprocal, beta=0.0, alpha=2.0 * math.pi)
         return PlaneWaves(vectors=k, k_squared=(k * k).sum(dim=-1))
     first = host_starts(counts)
     # one cell without k-vectors among others: any index does, it is all padding
     places, mask = padded_index([min(i, first[-1] - 1) for i in first[:-1]], counts, device)
-    k = n[places] @ reciprocal
+    n = n[0, places]
+    k = torch.baddbmm(n, n, reciprocal, beta=0.0, alpha=2.0 * math.pi)
     return PlaneWaves(vectors=k, k_squared=(k * k).sum(dim=-1).masked_fill(~mask, 1e30))
 
 
@@ -147,7 +153,11 @@ def from_first_atoms(positions: torch.Tensor) -> torch.Tensor:
 
 
 def wave_potentials(
-    charges: torch.Tensor, positions: torch.Tensor, vectors: torch.Tensor, weights: torch.Tensor
+    charges: torch.Tensor,
+    positions: torch.Tensor,
+    vectors: torch.Tensor,
+    weights: torch.Tensor,
+    shifts: torch.Tensor,
 ) -> torch.Tensor:
     """
     Sum over k of weight(k) * S(k) * exp(-i k r), real part, with S the structure factor.
@@ -156,15 +166,14 @@ def wave_potentials(
     :param positions: from near by ``[structures, atoms, 3]``, Å
     :param vectors: k-vectors ``[structures, waves, 3]``, 1/Å
     :param weights: ``[structures, waves]``, zero for padding
+    :param shifts: what makes of the sine a cosine, and zero, ``[2, 1, 1]``
     :return: ``[structures, atoms, channels]``
     """
     parts = num_parts(vectors.size(1), charges)
     vectors, weights = in_parts(vectors, parts), in_parts(weights, parts)
     charges, positions = for_parts(charges, parts), for_parts(positions, parts)
     phases = torch.bmm(vectors, positions.transpose(1, 2)).unsqueeze(1)
-    # cosines and sines
-    shift = torch.linspace(0.5 * math.pi, 0.0, 2, dtype=phases.dtype, device=phases.device)
-    waves = torch.sin(phases + shift.view(2, 1, 1)).flatten(1, 2)
+    waves = torch.sin(phases + shifts).flatten(1, 2)
     amplitudes = torch.bmm(waves, charges).unflatten(1, [2, -1])
     amplitudes = amplitudes * weights.unsqueeze(1).unsqueeze(-1)
     return sum_parts(torch.bmm(waves.transpose(1, 2), amplitudes.flatten(1, 2)), parts)
@@ -181,6 +190,8 @@ class PlaneWaveSum(torch.nn.Module):
     def __init__(self, potential: torch.nn.Module) -> None:
         super().__init__()
         self.potential = potential
+        shifts = torch.tensor([0.5 * math.pi, 0.0], dtype=torch.float64).view(2, 1, 1)
+        self.register_buffer("shifts", split_constants(shifts), persistent=False)
 
     def forward(
         self,
@@ -216,7 +227,9 @@ class PlaneWaveSum(torch.nn.Module):
                 if len(members) < len(boundaries.counts):
                     numbers = torch.tensor(members, device=device)
                     cells, volumes = cells[numbers], volumes[numbers]
-                waves = plane_waves(boundaries, members, torch.linalg.inv(cells), k_cutoffs)
+                # singular cells are refused before: no check here that would stop a GPU
+                inverse_cells = torch.linalg.inv_ex(cells)[0]
+                waves = plane_waves(boundaries, members, inverse_cells, k_cutoffs)
                 sparse: list[int] = []
                 for s in members:
                     if widths[s] > parameters.smearing:
@@ -234,12 +247,13 @@ class PlaneWaveSum(torch.nn.Module):
                 if mask is not None:
                     q = q * mask.unsqueeze(-1)
                 r = from_first_atoms(gather_atoms(graph.positions, atoms))
+                shifts = join_constants(self.shifts, q.dtype)
                 rows = max(1, parameters.max_terms // (q.size(0) * q.size(1)))
                 for k, w in zip(waves.vectors.split(rows, dim=1), weights.split(rows, dim=1)):  # noqa: B905
                     if torch.jit.is_scripting() or not recompute:
-                        v = wave_potentials(q, r, k, w)
+                        v = wave_potentials(q, r, k, w, shifts)
                     else:
-                        v = recomputed(wave_potentials, q, r, k, w)
+                        v = recomputed(wave_potentials, q, r, k, w, shifts)
                     if mask is not None:
                         v = v * mask.unsqueeze(-1)
                     potentials = add_atoms(potentials, atoms, v)
@@ -268,7 +282,7 @@ def nearest_images(graph: Graph, structure: int) -> tuple[torch.Tensor, torch.Te
     begin, end = boundaries.first[structure], boundaries.first[structure + 1]
     positions, cell = graph.positions[begin:end], boundaries.cells[structure]
     difference = positions.unsqueeze(1) - positions.unsqueeze(0)
-    images = torch.round(difference.detach() @ torch.linalg.inv(cell.detach()))
+    images = torch.round(difference.detach() @ torch.linalg.inv_ex(cell.detach())[0])
     difference = difference - images @ cell
     squared = (difference * difference).sum(dim=-1)
     height = least_height(boundaries.host_cells[structure], boundaries.host_volumes[structure])

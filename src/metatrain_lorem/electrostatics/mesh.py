@@ -65,7 +65,7 @@ def mesh_waves(cell: torch.Tensor, shape: list[int], half: bool) -> MeshWaves:
     z = torch.fft.fftfreq(shape[2], dtype=dtype, device=device) * shape[2]
     if half:
         z = torch.fft.rfftfreq(shape[2], dtype=dtype, device=device) * shape[2]
-    reciprocal = 2.0 * math.pi * torch.linalg.inv(cell).transpose(0, 1)
+    reciprocal = 2.0 * math.pi * torch.linalg.inv_ex(cell)[0].transpose(0, 1)
     in_plane = x.view(-1, 1, 1) * reciprocal[0] + y.view(1, -1, 1) * reciprocal[1]
     along = z.unsqueeze(1) * reciprocal[2]
     # |a + b|^2 without an array of vectors

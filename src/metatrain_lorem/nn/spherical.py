@@ -140,6 +140,7 @@ class SphericalNorms(torch.nn.Module):
             factors = factors.unsqueeze(1)
         self.register_buffer("members", split_constants(members), persistent=False)
         self.register_buffer("factors", split_constants(factors), persistent=False)
+        self.register_buffer("least", torch.tensor([1e-12], dtype=torch.float64), persistent=False)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """
@@ -157,7 +158,8 @@ class SphericalNorms(torch.nn.Module):
         members = join_constants(self.members, features.dtype)
         factors = join_constants(self.factors, features.dtype)
         if self.smooth:
-            return [features[:, 0], smooth_norms(features, members, factors)]
+            least = self.least.to(features.dtype)
+            return [features[:, 0], smooth_norms(features, members, factors, least)]
         # the second derivative of the general form is zero only up to rounding / |x|
         return [features[:, 0].abs(), (cusped_norms(features, members) * factors).flatten(1)]
 

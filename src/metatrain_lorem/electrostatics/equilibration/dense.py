@@ -135,7 +135,7 @@ def periodic_matrix(
         matrix = matrix + (narrow_part - wide_part) * near - mean
         wide = wider
     k_cutoffs = [parameters.k_cutoff * parameters.smearing / width for width in smearing]
-    inverse_cells = torch.linalg.inv(boundaries.cells[numbers])
+    inverse_cells = torch.linalg.inv_ex(boundaries.cells[numbers])[0]
     waves = plane_waves(boundaries, members, inverse_cells, k_cutoffs)
     if waves.vectors.size(1) > 0:
         positions = from_first_atoms(positions)

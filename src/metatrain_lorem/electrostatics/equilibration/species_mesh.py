@@ -52,7 +52,7 @@ def species_stencil(crystal: Crystal, shape: list[int], order: int) -> Stencil:
     :param order: order of the splines
     :return: where each atom goes on the mesh of its species
     """
-    atoms = stencil(crystal.positions, torch.linalg.inv(crystal.cell), shape, order)
+    atoms = stencil(crystal.positions, torch.linalg.inv_ex(crystal.cell)[0], shape, order)
     first = crystal.species * (shape[0] * shape[1] * shape[2])
     return Stencil(index=atoms.index + first.unsqueeze(1), weights=atoms.weights)
 
