@@ -5,19 +5,16 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from metatensor.torch import TensorMap
 from metatomic.torch import System
 from metatrain.utils.abc import ModelInterface
 from metatrain.utils.evaluate_model import evaluate_model
-from metatrain.utils.metrics import MAEAccumulator, RMSEAccumulator
 from metatrain.utils.per_atom import average_by_num_atoms
 from metatrain.utils.transfer import batch_to
 
 from .batches import Batch, Batches, ValidationBatches
 from .distributed import Processes
 from .loss import GlobalLoss, MeanLoss
-
-TensorMaps = dict[str, TensorMap]
+from .metrics import ErrorSums, TensorMaps, differences
 
 
 class Predicted(NamedTuple):
@@ -52,6 +49,16 @@ class Evaluator:
         self.per_structure_targets = per_structure_targets
         self.dtype = dtype
         self.processes = processes
+        # metatrain's scaler copies all of its tables at each call: it has the rest
+        scaler = model.scaler.model
+        self.many_properties = set(scaler.multi_property_target_names)
+        self.scaled_by_atoms: set[str] = set()
+        self.scales: dict[str, float] = {}
+        for name, scales in scaler.per_target_scales.items():
+            if scaler.sample_kinds[name] == "per_structure":
+                self.scales[name] = scales.block(0).values[0, 0].item()
+            elif any((block.values != 1.0).any() for block in scales.blocks()):
+                self.scaled_by_atoms.add(name)
 
     def predict(self, batch: Batch, is_training: bool) -> Predicted:
         """
@@ -69,23 +76,26 @@ class Evaluator:
         predictions = average_by_num_atoms(predictions, systems, self.per_structure_targets)
         targets = average_by_num_atoms(targets, systems, self.per_structure_targets)
         # Labels still carry the scales of single properties: the loss weighs properties by them
-        predictions = self._scale(systems, predictions, per_target=False)
+        scaled = self._scale(systems, predictions, self.many_properties, per_target=False)
+        predictions.update(scaled)
         return Predicted(systems, predictions, targets, extra_data)
 
-    def in_units(self, predicted: Predicted) -> tuple[TensorMaps, TensorMaps]:
+    def errors(self, predicted: Predicted) -> TensorMaps:
         """
         :param predicted: see :meth:`predict`
-        :return: predictions and labels in the units of the data set
+        :return: predictions less labels, NaN where there is no label; times :attr:`scales` they
+            are in the units of the data set
         """
-        return (
-            self._scale(predicted.systems, predicted.predictions, per_target=True),
-            self._scale(predicted.systems, predicted.targets, per_target=True),
-        )
+        errors = differences(predicted.predictions, predicted.targets, predicted.extra_data)
+        scaled = self._scale(predicted.systems, errors, self.scaled_by_atoms, per_target=True)
+        return {**errors, **scaled}
 
-    def _scale(self, systems: list[System], values: TensorMaps, per_target: bool) -> TensorMaps:
+    def _scale(
+        self, systems: list[System], values: TensorMaps, names: set[str], per_target: bool
+    ) -> TensorMaps:
         return self.model.scaler.apply_scales(
             systems,
-            values,
+            {name: x for name, x in values.items() if name in names},
             remove=False,
             use_per_target_scales=per_target,
             use_per_property_scales=not per_target,
@@ -101,7 +111,7 @@ class Metrics:
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
         self.loss = MeanLoss(evaluator.loss, evaluator.processes.device)
-        self.accumulators = [RMSEAccumulator(), MAEAccumulator()]
+        self.sums = ErrorSums()
 
     def update(self, predicted: Predicted, values: torch.Tensor, counts: torch.Tensor) -> None:
         """Add a batch.
@@ -112,9 +122,7 @@ class Metrics:
         """
         self.loss.update(values, counts)
         with torch.no_grad():
-            predictions, targets = self.evaluator.in_units(predicted)
-            for accumulator in self.accumulators:
-                accumulator.update(predictions, targets, predicted.extra_data)
+            self.sums.update(self.evaluator.errors(predicted))
 
     def finalize(self) -> dict[str, float]:
         """
@@ -122,20 +130,8 @@ class Metrics:
         """
         processes = self.evaluator.processes
         metrics = {"loss": self.loss.value(processes.sum(self.loss.sums))}
-        for accumulator in self.accumulators:
-            # a quantity without labels has no error
-            accumulator.information = {
-                name: (error, count)
-                for name, (error, count) in accumulator.information.items()
-                if count > 0
-            }
-            metrics.update(
-                accumulator.finalize(
-                    not_per_atom=["positions_gradients", *self.evaluator.per_structure_targets],
-                    is_distributed=processes.is_distributed,
-                    device=processes.device,
-                )
-            )
+        not_per_atom = ["positions_gradients", *self.evaluator.per_structure_targets]
+        metrics.update(self.sums.finalize(self.evaluator.scales, not_per_atom, processes))
         return metrics
 
 
