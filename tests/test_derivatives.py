@@ -11,6 +11,7 @@ import warnings
 
 import pytest
 import torch
+from helpers import backbones
 from helpers.batches import tune
 from metatensor.torch import Labels
 from metatomic.torch import ModelEvaluationOptions, ModelOutput, System, load_atomistic_model
@@ -30,6 +31,7 @@ MODELS = {
     "scalar message passing": {"num_message_passing": 1, "equivariant_message_passing": False},
     "ZBL": {"zbl": True},
     "dispersion": {"long_range": {"exponents": [1, 6]}},
+    "backbone": {"backbone": backbones.section("pet")},
 }
 SHORT = {"long_range": {"enable": False}}
 DENSE = {"enable": True, "solver": "dense", "accuracy": 1e-4}
@@ -46,7 +48,13 @@ CHARGES = {
     },
     "learned widths": {"charge_equilibration": {**ITERATIVE, "learn_widths": True}, **SHORT},
     "total charge": {"conditional": True},
+    "backbone": {
+        "backbone": backbones.section("pet"),
+        "charge_equilibration": ITERATIVE,
+        "conditional": True,
+    },
 }
+BACKBONE = pytest.param("backbone", marks=pytest.mark.slow)
 # Five-point formula for the first derivative
 STEPS = torch.tensor([-2.0, -1.0, 1.0, 2.0], dtype=torch.float64)
 STRAIN = 0.1  # per Å: larger strains change the set of k-vectors
@@ -141,7 +149,7 @@ def test_eager(lorem, name, boundary):
 
 
 @pytest.mark.parametrize("form", ["scripted", "exported"])
-@pytest.mark.parametrize("name", ["long range", "message passing", "ZBL", "dispersion"])
+@pytest.mark.parametrize("name", ["long range", "message passing", "ZBL", "dispersion", BACKBONE])
 def test_other_forms(lorem, tmp_path, name, form):
     """One compilation serves all boundaries."""
     model = lorem.new_model(**MODELS[name])
@@ -179,7 +187,7 @@ def test_charges_eager(lorem, name, boundary):
     check_derivatives(model, in_form(model, "eager", None), charged(lorem.frames[boundary]), lorem)
 
 
-@pytest.mark.parametrize("name", ["dense", "iterative", "iterative, celli"])
+@pytest.mark.parametrize("name", ["dense", "iterative", "iterative, celli", BACKBONE])
 def test_charges_exported(lorem, tmp_path, name):
     model = lorem.new_model(**CHARGES[name])
     energies = in_form(model, "exported", tmp_path)

@@ -4,12 +4,15 @@ An upgrade from version v is a function ``model_update_v{v}_v{v + 1}`` or
 ``trainer_update_v{v}_v{v + 1}`` here, which changes the checkpoint in place.
 """
 
+import copy
 import logging
 from typing import Any, Literal
 
 import torch
 from metatrain.utils.abc import ModelInterface
 from metatrain.utils.metadata import merge_metadata
+
+from . import backbones
 
 CHARGE_EQUILIBRATION_OFF = {
     "enable": False,
@@ -22,6 +25,15 @@ CHARGE_EQUILIBRATION_OFF = {
     "max_iterations": 100,
 }
 """Hypers of the block that models of version 1 do not have."""
+
+NO_BACKBONE = {
+    "name": None,
+    "hypers": {},
+    "checkpoint": None,
+    "energy": "auto",
+    "freeze": False,
+}
+"""Hypers of models up to version 3."""
 
 STATES = ("model_state_dict", "best_model_state_dict")
 
@@ -40,6 +52,7 @@ def save(model: ModelInterface) -> dict[str, Any]:
             "dataset_info": model.dataset_info,
             # built in, where the model would ask for it otherwise
             "total_charge": None if model.conditional else model.total_charge,
+            "backbone": None if model.backbone is None else backbones.record(model.backbone.model),
         },
         "epoch": None,
         "best_epoch": None,
@@ -58,21 +71,23 @@ def load(
     :param checkpoint: of the current version
     :param context: ``"restart"`` for the latest weights, else the best ones
     :return: the model
-    :raises ValueError: for another context
+    :raises ValueError: for another context, and for a built-in total charge that the backbone
+        can't have
     """
     if context == "restart":
         logging.info(f"Using latest model from epoch {checkpoint['epoch']}")
-        state = checkpoint["model_state_dict"]
+        key = "model_state_dict"
     elif context in ("finetune", "export"):
         logging.info(f"Using best model from epoch {checkpoint['best_epoch']}")
-        state = checkpoint["best_model_state_dict"]
-        if state is None:
-            state = checkpoint["model_state_dict"]
+        has_best = checkpoint["best_model_state_dict"] is not None
+        key = "best_model_state_dict" if has_best else "model_state_dict"
     else:
         raise ValueError(f"unknown context {context!r} for loading a checkpoint")
 
     data = checkpoint["model_data"]
-    model = model_class(data["model_hypers"], data["dataset_info"])
+    backbone = backbones.load_recorded(checkpoint, key)
+    model = model_class(data["model_hypers"], data["dataset_info"], backbone)
+    state = checkpoint[key]
     model.finetunes = context == "finetune"
     if data.get("total_charge") is not None:
         model.total_charge = float(data["total_charge"])
@@ -80,6 +95,10 @@ def load(
         if model.conditional or model.total_charge != 0.0:
             model.built_in_charge = f"{model.total_charge:+g}"
         model.conditional = False
+        if "charge" in model.requested_inputs():
+            raise ValueError(
+                "the backbone asks for total charges itself: none can be built into the model"
+            )
     model.to(state["short_range.embedding.weight"].dtype).load_state_dict(state)
     model.additive_models[0].sync_tensor_maps()
     model.scaler.sync_tensor_maps()
@@ -143,6 +162,16 @@ def model_update_v2_v3(checkpoint: dict[str, Any]) -> None:
                 tensor = checkpoint[key].pop(name)
                 new = "readout." + name if name.startswith("heads.") else name
                 checkpoint[key][new] = tensor
+
+
+def model_update_v3_v4(checkpoint: dict[str, Any]) -> None:
+    """Since version 4 there may be another architecture inside the model.
+
+    :param checkpoint: changed in place
+    """
+    data = checkpoint["model_data"]
+    data["model_hypers"].setdefault("backbone", copy.deepcopy(NO_BACKBONE))
+    data.setdefault("backbone", None)
 
 
 def trainer_update_v1_v2(checkpoint: dict[str, Any]) -> None:

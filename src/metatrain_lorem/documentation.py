@@ -12,7 +12,8 @@ Additional outputs
 - ``feature``: the scalar features after the last stage;
 - ``mtt::aux::{target}_last_layer_features``: the hidden features before the last linear layer of a
   target, for the stages of the model one after the other: density, each step of message passing,
-  charge equilibration, long range. The energy of the charges is no linear function of them;
+  backbone, charge equilibration, long range. The energies of the charges and of a trained backbone
+  are no linear functions of them;
 - ``charge``: the charge of each atom (e), with charge equilibration or the target
   ``mtt::atomic_charge``;
 - ``mtt::aux::electronegativity`` (eV/e) and ``mtt::aux::hardness`` (eV/e²) of each atom, with
@@ -33,6 +34,10 @@ Model hyperparameters
     :members:
     :undoc-members:
 
+.. autoclass:: metatrain_lorem.documentation.BackboneHypers
+    :members:
+    :undoc-members:
+
 Trainer hyperparameters
 -----------------------
 
@@ -41,7 +46,7 @@ Trainer hyperparameters
     :undoc-members:
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from metatrain.utils.hypers import init_with_defaults
 from typing_extensions import TypedDict
@@ -49,6 +54,7 @@ from typing_extensions import TypedDict
 from .training.hypers import TrainerHypers
 
 __all__ = [
+    "BackboneHypers",
     "ChargeEquilibrationHypers",
     "LongRangeHypers",
     "ModelHypers",
@@ -106,6 +112,26 @@ class ChargeEquilibrationHypers(TypedDict):
     """Largest number of iterations; a structure that needs more is an error."""
 
 
+class BackboneHypers(TypedDict):
+    """Another architecture of metatrain inside the model: its features join those of LOREM before
+    charges and long range, see :doc:`backbones`."""
+
+    name: str | None = None
+    """Architecture of the backbone, by its name in metatrain: ``pet``, ``soap_bpnn``,
+    ``experimental.mace`` or any other one that offers features. ``None`` for no backbone."""
+    hypers: dict[str, Any] = {}
+    """Hyperparameters of the backbone, as under ``architecture.model`` of its own options; its own
+    defaults where silent. With a ``checkpoint``, those stored there hold."""
+    checkpoint: str | None = None
+    """Checkpoint (``.ckpt``) of a trained model of that architecture: its weights are those that
+    the backbone starts from. ``None`` for random ones."""
+    energy: bool | Literal["auto"] = "auto"
+    """Whether the energy of the checkpoint is part of the model's: training starts from that
+    potential and learns what it lacks. ``auto``: where there is a checkpoint with an energy."""
+    freeze: bool = False
+    """Whether the weights of the backbone stay as they are. May change from one run to the next."""
+
+
 class ModelHypers(TypedDict):
     """Hyperparameters of the LOREM model."""
 
@@ -141,6 +167,8 @@ class ModelHypers(TypedDict):
     """The long-range block."""
     charge_equilibration: ChargeEquilibrationHypers = init_with_defaults(ChargeEquilibrationHypers)
     """The charge equilibration block."""
+    backbone: BackboneHypers = init_with_defaults(BackboneHypers)
+    """Another architecture inside the model."""
     norms: Literal["smooth", "lorem-jax"] = "smooth"
     """What is made of spherical features for the networks: ``smooth`` invariants, with which forces
     of crystals change in proportion to displacements (phonons exist), or the norms of

@@ -33,6 +33,8 @@ def stage_names(hypers: ModelHypers) -> list[str]:
     """
     names = ["density"]
     names += [f"message passing {i}" for i in range(int(hypers["num_message_passing"]))]
+    if hypers["backbone"]["name"] is not None:
+        names.append("backbone")
     for block in BLOCKS:
         if hypers[block]["enable"]:
             names.append(block)
@@ -66,10 +68,20 @@ def extended(
     :param blocks: hypers of the new blocks, by name (``charge_equilibration``, ``long_range``)
     :param sources: see :func:`starting_points`
     :return: the extended model
+    :raises ValueError: for a new species that the backbone does not know
     """
+    backbone = None
+    if model.backbone is not None:
+        backbone = copy.deepcopy(model.backbone.model)
+        unknown = sorted(set(info.atomic_types) - set(backbone.dataset_info.atomic_types))
+        if unknown:
+            raise ValueError(
+                f"the backbone of the checkpoint does not know the atomic types {unknown} of the "
+                f"data; it knows {sorted(backbone.dataset_info.atomic_types)}"
+            )
     hypers = copy.deepcopy(dict(model.hypers))
     hypers.update(copy.deepcopy(blocks))
-    new = type(model)(hypers, info)
+    new = type(model)(hypers, info, backbone)
     new.to(model.short_range.embedding.weight.dtype)
     new.new_types = [t for t in new.atomic_types if t not in model.atomic_types]
     if new.new_types:

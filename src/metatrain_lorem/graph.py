@@ -14,7 +14,14 @@ from .electrostatics.boundaries import (
 )
 from .indexing import host_starts, occurrences, of_systems, sum_systems
 from .nn.neighbors import PairBlock, Pairs, count_pairs, pair_blocks, sort_pairs
-from .systems import Batch, concatenate, refuse, refuse_unknown, warn_of_total_charge
+from .systems import (
+    Batch,
+    concatenate,
+    refuse,
+    refuse_spin,
+    refuse_unknown,
+    warn_of_total_charge,
+)
 
 LARGEST_ATOMIC_TYPE = 255
 
@@ -46,6 +53,7 @@ class GraphBuilder(torch.nn.Module):
     :param atomic_types: atomic numbers of the species, sorted
     :param neighbor_list: which neighbour list of the systems to use (full and strict)
     :param vacuum: of slabs, for models with sums over periodic images
+    :param takes_spin: whether structures may have a spin multiplicity
     :raises ValueError: for atomic types out of range
     """
 
@@ -56,6 +64,7 @@ class GraphBuilder(torch.nn.Module):
         atomic_types: list[int],
         neighbor_list: NeighborListOptions,
         vacuum: Vacuum | None,
+        takes_spin: bool = False,
     ) -> None:
         super().__init__()
         if atomic_types[0] < 0 or atomic_types[-1] > LARGEST_ATOMIC_TYPE:
@@ -63,6 +72,7 @@ class GraphBuilder(torch.nn.Module):
                 f"atomic types must be between 0 and {LARGEST_ATOMIC_TYPE}: {atomic_types}"
             )
         self.neighbor_list = neighbor_list
+        self.takes_spin = takes_spin
         self.num_species = len(atomic_types)
         self.electrostatics: bool = vacuum is not None
         self.vacuum = vacuum or Vacuum(least=0.0)
@@ -82,6 +92,8 @@ class GraphBuilder(torch.nn.Module):
         :return: the graph in this type, differentiable with respect to positions and cells
         :raises ValueError: for structures that can't be evaluated
         """
+        if not self.takes_spin:
+            refuse_spin(systems)
         return self.build(concatenate(systems, self.neighbor_list, total_charge), trained)
 
     def build(self, batch: Batch, trained: torch.Tensor) -> Graph:

@@ -88,9 +88,14 @@ def start_from_own_checkpoints(train_model: Callable) -> Callable:
             training = architecture.get("training") or {}
             source = (training.get("finetune") or {}).get("read_from")
             restart = kwargs.get("restart_from")
+            backbone = (architecture.get("model") or {}).get("backbone") or {}
+            new = restart is None and source is None
             _require_files(
                 {
                     "--restart": restart,
+                    "architecture.model.backbone.checkpoint": backbone.get("checkpoint")
+                    if new
+                    else None,
                     "architecture.training.finetune.read_from": None if restart else source,
                     "architecture.training.atomic_baseline": training.get("atomic_baseline"),
                     "architecture.training.fixed_scaling_weights": training.get(

@@ -1,6 +1,5 @@
 """LOREM as a metatrain model."""
 
-import copy
 import logging
 from typing import Any, Dict, List, Literal, Optional
 
@@ -9,7 +8,6 @@ import torch
 from metatensor.torch import Labels, TensorMap
 from metatomic.torch import (
     AtomisticModel,
-    ModelCapabilities,
     ModelMetadata,
     ModelOutput,
     NeighborListOptions,
@@ -22,11 +20,9 @@ from metatrain.utils.architectures import get_default_hypers
 from metatrain.utils.data import DatasetInfo
 from metatrain.utils.data.atom_pair_helpers import check_no_atom_pair_targets
 from metatrain.utils.data.atomic_basis_helpers import sparsify_atomic_basis_target
-from metatrain.utils.dtype import dtype_to_str
-from metatrain.utils.metadata import merge_metadata
 from torch.profiler import record_function
 
-from . import checkpoints, restart
+from . import backbones, checkpoints, exporting, restart
 from .blocks.charge_equilibration import ChargeEquilibration, Charges
 from .blocks.long_range import LongRange
 from .blocks.short_range import ShortRange
@@ -50,20 +46,23 @@ class Lorem(ModelInterface[ModelHypers]):
     1. ``lorem::graph`` (:mod:`.graph`): structures to one graph of atoms and sorted pairs, checked;
     2. ``lorem::short_range`` (:mod:`.blocks.short_range`): pairs to scalar and spherical features
        of atoms, within the cutoff; with message passing beyond it;
-    3. ``lorem::charge_equilibration`` (:mod:`.blocks.charge_equilibration`), where enabled: scalar
+    3. ``lorem::backbone`` (:mod:`.blocks.backbone`), where there is one: features of another
+       architecture of metatrain into those of LOREM;
+    4. ``lorem::charge_equilibration`` (:mod:`.blocks.charge_equilibration`), where enabled: scalar
        features to charges of a given sum, and back;
-    4. ``lorem::long_range`` (:mod:`.blocks.long_range`), where enabled: features to equivariant
+    5. ``lorem::long_range`` (:mod:`.blocks.long_range`), where enabled: features to equivariant
        charges, their potentials over all distances (:mod:`.electrostatics`), and back;
-    5. ``lorem::readout`` (:mod:`.heads.readout`): features of all stages to the values of each
+    6. ``lorem::readout`` (:mod:`.heads.readout`): features of all stages to the values of each
        output, per atom;
-    6. ``lorem::outputs`` (:mod:`.outputs`): sums over atoms, baselines and scales, TensorMaps.
+    7. ``lorem::outputs`` (:mod:`.outputs`): sums over atoms, baselines and scales, TensorMaps.
 
     :param hypers: see :class:`ModelHypers`
     :param dataset_info: species, targets and units
+    :param backbone: the model inside it, where it is not new
     :raises ValueError: for hypers out of range and targets that the model can't have
     """
 
-    __checkpoint_version__ = 3
+    __checkpoint_version__ = 4
     __supported_devices__ = ["cuda", "cpu"]
     __supported_dtypes__ = [torch.float32, torch.float64]
     exports_double = True  # structures and outputs, whatever the precision of the parameters
@@ -79,12 +78,15 @@ class Lorem(ModelInterface[ModelHypers]):
 
     __jit_unused_properties__ = ["unscaled_targets", "last_layer_parameter_names"]
 
-    def __init__(self, hypers: ModelHypers, dataset_info: DatasetInfo) -> None:
+    def __init__(
+        self,
+        hypers: ModelHypers,
+        dataset_info: DatasetInfo,
+        backbone: Optional[ModelInterface] = None,
+    ) -> None:
         super().__init__(hypers, dataset_info, self.__default_metadata__)
         check_no_atom_pair_targets(dataset_info.targets, "lorem")
         check_hypers(hypers)
-        if "spin_multiplicity" in dataset_info.extra_data:
-            raise ValueError("extra_data: spin_multiplicity is not supported; remove it")
         unit, cutoff = dataset_info.length_unit, float(hypers["cutoff"])
         if unit.lower() not in ("angstrom", "a", ""):
             logging.warning(
@@ -102,6 +104,10 @@ class Lorem(ModelInterface[ModelHypers]):
         self.requested_nl = NeighborListOptions(cutoff=cutoff, full_list=True, strict=True)
 
         self.short_range = ShortRange(hypers, len(self.atomic_types))
+        self.backbone = backbones.build_backbone(hypers, dataset_info, backbone)
+        spin = "spin_multiplicity" in self.requested_inputs()
+        if "spin_multiplicity" in dataset_info.extra_data and not spin:
+            raise ValueError("extra_data: spin_multiplicity is not supported; remove it")
         self.charge_equilibration: torch.nn.Module | None = None
         # without the block the total charge acts on the features that everything starts from
         self.charge_embedding: torch.nn.Module | None = None
@@ -128,6 +134,7 @@ class Lorem(ModelInterface[ModelHypers]):
             self.atomic_types,
             self.requested_nl,
             Vacuum(least=vacuum, angstrom=angstrom) if electrostatics else None,
+            spin,
         )
         num_stages = len(stage_names(hypers))
         self.last_layer_feature_size = num_stages * int(hypers["num_features"])  # for LLPR
@@ -135,17 +142,20 @@ class Lorem(ModelInterface[ModelHypers]):
         self.outputs = self.readout.outputs
         self.additive_models = torch.nn.ModuleList(baseline_models(hypers, dataset_info))
         self.scaler = Scaler(get_default_hypers("scaler")["model"], dataset_info)
+        if backbone is None and self.backbone is not None and self.backbone.energies:
+            backbones.take_over_energies(self)
 
     def supported_outputs(self) -> dict[str, ModelOutput]:
         return self.outputs
 
     def requested_inputs(self) -> dict[str, ModelOutput]:
-        if self.conditional:
-            return {"charge": ModelOutput(unit="e", sample_kind="system")}
-        return {}
+        inputs = {"charge": ModelOutput(unit="e", sample_kind="system")} if self.conditional else {}
+        # the units must be those that the backbone says, which metatomic asks too
+        return inputs if self.backbone is None else {**inputs, **self.backbone.inputs()}
 
     def requested_neighbor_lists(self) -> list[NeighborListOptions]:
-        return [self.requested_nl]
+        lists = [self.requested_nl]
+        return lists if self.backbone is None else lists + self.backbone.neighbor_lists()
 
     @property
     def last_layer_parameter_names(self) -> dict[str, list[str]]:
@@ -181,6 +191,13 @@ class Lorem(ModelInterface[ModelHypers]):
             graph = self.graph(systems, total, known)
         with record_function("lorem::short_range"):
             stages, spherical = self.short_range(graph, self.conditioning(graph))
+        energies: Dict[str, torch.Tensor] = {}
+        if self.backbone is not None:
+            with record_function("lorem::backbone"):
+                x, spherical, energies = self.backbone(
+                    systems, graph, stages[-1], spherical, list(outputs.keys())
+                )
+                stages.append(x)
         charges: Optional[Charges] = None
         if self.charge_equilibration is not None:
             with record_function("lorem::charge_equilibration"):
@@ -198,17 +215,17 @@ class Lorem(ModelInterface[ModelHypers]):
         with record_function("lorem::outputs"):
             dtype = systems[0].positions.dtype
             results = self.readout.labels(values, graph, outputs, selected_atoms, dtype)
-            # the energy of the charges is in units of its own, whatever the scales of the targets
-            energies = self.readout.charge_energies(charges, outputs)
-            energies = self.readout.labels(energies, graph, outputs, selected_atoms, dtype)
+            # energies in units of their own, whatever the scales of the targets
+            values = self.readout.energies(energies, charges, outputs)
+            unscaled = self.readout.labels(values, graph, outputs, selected_atoms, dtype)
             if self.training:
                 # the trainer removes baselines and scales from the targets instead
-                energies = self.scaler.apply_scales(
-                    systems, energies, remove=True, selected_atoms=selected_atoms
+                unscaled = self.scaler.apply_scales(
+                    systems, unscaled, remove=True, selected_atoms=selected_atoms
                 )
             else:
                 results = self.with_baselines(systems, outputs, results, selected_atoms)
-            for name, energy in energies.items():
+            for name, energy in unscaled.items():
                 results[name] = mts.add(results[name], energy)
             if torch.jit.is_scripting() and charges is not None:
                 results = self.with_response(results, charges, graph)
@@ -314,37 +331,8 @@ class Lorem(ModelInterface[ModelHypers]):
         return checkpoints.upgrade(checkpoint, "model", cls.__checkpoint_version__)
 
     def interaction_range(self) -> float:
-        """Distance in Å beyond which atoms can't feel each other: infinite with the long-range
-        block or charge equilibration, else the receptive field."""
-        if self.long_range is not None or self.charge_equilibration is not None:
-            return torch.inf
-        ranges = [float(self.hypers["cutoff"]) * (1 + int(self.hypers["num_message_passing"]))]
-        for additive_model in self.additive_models:
-            if hasattr(additive_model, "cutoff_radius"):
-                ranges.append(float(additive_model.cutoff_radius))
-        return max(ranges)
+        """See :func:`.exporting.interaction_range`."""
+        return exporting.interaction_range(self)
 
     def export(self, metadata: Optional[ModelMetadata] = None) -> AtomisticModel:
-        dtype = next(self.parameters()).dtype
-        if dtype not in self.__supported_dtypes__:
-            raise ValueError(f"lorem can't be exported in {dtype}")
-        # after training the additive models may still be in float64
-        self.to(dtype)
-        self.additive_models[0].weights_to(torch.device("cpu"), torch.float64)
-        aliases = self.readout.default_outputs()
-        capabilities = ModelCapabilities(
-            outputs={**self.outputs, **{name: self.outputs[x] for name, x in aliases.items()}},
-            atomic_types=self.atomic_types,
-            interaction_range=self.interaction_range(),
-            length_unit=self.dataset_info.length_unit,
-            supported_devices=self.__supported_devices__,
-            # of structures and outputs; between them everything is in the type of the parameters
-            dtype="float64" if self.exports_double else dtype_to_str(dtype),
-        )
-        # what depends on weights only is evaluated here, in a copy that is never trained
-        model = copy.deepcopy(self.eval())
-        model.readout.aliases = aliases
-        for module in model.modules():
-            if hasattr(module, "fold"):
-                module.fold()
-        return AtomisticModel(model, merge_metadata(self.metadata, metadata), capabilities)
+        return exporting.export(self, metadata)

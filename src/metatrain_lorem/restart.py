@@ -25,8 +25,8 @@ def restart(
     :param model: as loaded from a checkpoint
     :param dataset_info: of the new data
     :param hypers: of the new run. Those given must equal the model's own, but for how charges are
-        solved for, and for blocks, which may be switched on: a new long-range block starts without
-        any effect on the outputs
+        solved for, whether the backbone is trained, and for blocks, which may be switched on: a new
+        long-range block starts without any effect on the outputs
     :return: the model, or its extended copy
     :raises ValueError: for other hypers, units or layouts of targets
     """
@@ -95,6 +95,8 @@ def new_blocks(model: ModelInterface, hypers: dict[str, Any]) -> dict[str, dict[
         # in a section that is given, what is left out has the default value
         options = {**defaults["charge_equilibration"], **hypers["charge_equilibration"]}
         take_solver(model, options)
+    if "backbone" in hypers and model.backbone is not None:
+        take_freeze(model, {**defaults["backbone"], **hypers["backbone"]}["freeze"])
     if hypers.get("norms", model.hypers["norms"]) != model.hypers["norms"]:
         logging.info(f"`norms` stays {model.hypers['norms']!r}, with which the model was trained")
         hypers = {**hypers, "norms": model.hypers["norms"]}
@@ -107,6 +109,19 @@ def new_blocks(model: ModelInterface, hypers: dict[str, Any]) -> dict[str, dict[
             del changes[block]
     raise_hypers_mismatch(changes)
     return blocks
+
+
+def take_freeze(model: ModelInterface, freeze: bool) -> None:
+    """Take over whether the backbone is trained.
+
+    :param model: changed in place
+    :param freeze: ``backbone.freeze`` of the new run
+    """
+    options = model.hypers["backbone"]
+    if freeze != options["freeze"]:
+        logging.info(f"backbone.freeze was {options['freeze']}, now {freeze}")
+        options["freeze"] = freeze
+        model.backbone.freeze(freeze)
 
 
 def take_solver(model: ModelInterface, hypers: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ def concatenate(
     :param neighbors: which of their neighbour lists to use
     :param total_charge: of each structure ``[systems]``, e
     :return: the structures one after the other
-    :raises ValueError: for a structure without atoms or with a spin multiplicity
+    :raises ValueError: for a structure without atoms
     """
     positions: list[torch.Tensor] = []
     types: list[torch.Tensor] = []
@@ -43,11 +43,6 @@ def concatenate(
     for i, system in enumerate(systems):
         if len(system) == 0:
             raise ValueError(f"structure {i} of the batch has no atoms; remove it")
-        if "spin_multiplicity" in system.known_data():
-            raise ValueError(
-                f"structure {i} of the batch has a spin multiplicity, which this model does not "
-                "know; remove it from the data"
-            )
         positions.append(system.positions)
         types.append(system.types)
         cells.append(system.cell)
@@ -68,6 +63,19 @@ def concatenate(
         pairs=join(samples).to(torch.int64),
         total_charge=total_charge,
     )
+
+
+def refuse_spin(systems: list[System]) -> None:
+    """
+    :param systems: structures
+    :raises ValueError: for a spin multiplicity
+    """
+    for i, system in enumerate(systems):
+        if "spin_multiplicity" in system.known_data():
+            raise ValueError(
+                f"structure {i} of the batch has a spin multiplicity, which this model does not "
+                "know; remove it from the data"
+            )
 
 
 def total_charges(

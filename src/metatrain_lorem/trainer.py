@@ -121,6 +121,7 @@ class Trainer(TrainerInterface[TrainerHypers]):
             self.hypers["optimizer"],
             self.hypers["learning_rate"],
             self.hypers["weight_decay"],
+            self.hypers["backbone_learning_rate_factor"],
         )
         if self.optimizer_states is not None:
             load_states(optimizers, self.optimizer_states)

@@ -36,6 +36,7 @@ def new_model(
     length_unit: str = "angstrom",
     atomic_types=(1, 6, 7, 8),
     scale: bool = True,
+    extra_data=(),
     **hypers,
 ) -> Lorem:
     """A small model with reproducible random weights, for evaluation in double precision.
@@ -47,6 +48,7 @@ def new_model(
     :param length_unit: of the data
     :param atomic_types: four of them, with charge equilibration by electronegativity
     :param scale: whether tensor products are brought to values around one
+    :param extra_data: descriptions of inputs
     :param hypers: other hyperparameters that differ from ``SMALL`` and the defaults
     """
     if targets is None:
@@ -56,10 +58,13 @@ def new_model(
     all_hypers.update(hypers)
     all_hypers["long_range"].update(long_range)
     all_hypers["charge_equilibration"].update(charge_equilibration)
-    extra_data = {"charge": total_charge_info()} if conditional else {}
+    extra_data = {"charge": total_charge_info()} if conditional else dict(extra_data)
     torch.manual_seed(0)
     model = Lorem(all_hypers, DatasetInfo(length_unit, list(atomic_types), targets, extra_data))
     model.to(torch.float64).eval()
+    if model.backbone is not None and not model.backbone.energies:
+        # which starts at zero
+        torch.nn.init.normal_(model.backbone.gate.weight, std=0.1)
     if model.charge_equilibration is not None:
         # charges of some 0.1 e, and a hardness of each species
         with torch.no_grad():
@@ -84,13 +89,19 @@ def total_charge_info() -> TargetInfo:
 
 def with_charge(system: System, charge: float) -> System:
     """Give a total charge to a system."""
+    return with_input(system, "charge", charge)
+
+
+def with_input(system: System, name: str, value: float) -> System:
+    """Give a number to a system, in place of an earlier one."""
     block = TensorBlock(
-        torch.tensor([[charge]], dtype=system.positions.dtype),
+        torch.tensor([[value]], dtype=system.positions.dtype),
         Labels(["system"], torch.tensor([[0]])),
         [],
-        Labels(["charge"], torch.tensor([[0]])),
+        Labels([name], torch.tensor([[0]])),
     )
-    system.add_data("charge", TensorMap(Labels(["_"], torch.tensor([[0]])), [block]))
+    tensor = TensorMap(Labels(["_"], torch.tensor([[0]])), [block])
+    system.add_data(name, tensor, override=name in system.known_data())
     return system
 
 
@@ -126,7 +137,7 @@ def systems(model, frames: list[ase.Atoms]) -> list[System]:
         converted = systems_to_torch(frames, dtype=torch.float64)
     lists = get_requested_neighbor_lists(model)
     converted = [get_system_with_neighbor_lists(system, lists) for system in converted]
-    if "charge" in model.requested_inputs():
+    if hasattr(model, "requested_inputs") and "charge" in model.requested_inputs():
         for system, frame in zip(converted, frames, strict=True):
             with_charge(system, frame.info.get("charge", 0.0))
     return converted

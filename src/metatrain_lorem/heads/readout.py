@@ -151,20 +151,29 @@ class Readout(torch.nn.Module):
                     values[name] = [charges.hardness.unsqueeze(1)]
         return values
 
-    def charge_energies(
-        self, charges: Charges | None, outputs: dict[str, ModelOutput]
+    def energies(
+        self,
+        backbone: dict[str, torch.Tensor],
+        charges: Charges | None,
+        outputs: dict[str, ModelOutput],
     ) -> dict[str, list[torch.Tensor]]:
         """
+        :param backbone: energies of the backbone ``[atoms, 1]``, by target
         :param charges: of charge equilibration
         :param outputs: what is asked for
-        :return: the energy of the charges, in the unit of each target that is an energy
+        :return: energies that no scale applies to, in the unit of each target that is an energy
         """
         values: dict[str, list[torch.Tensor]] = {}
+        for name, energy in backbone.items():
+            values[name] = [energy]
         if charges is not None:
             for name, unit in self.energy_units.items():
                 if name in outputs:
                     size = len(self.labels.properties[name][0])
-                    values[name] = [(unit * charges.energies).unsqueeze(1).expand(-1, size)]
+                    energy = (unit * charges.energies).unsqueeze(1).expand(-1, size)
+                    if name in values:
+                        energy = energy + values[name][0]
+                    values[name] = [energy]
         return values
 
     def default_outputs(self) -> dict[str, str]:

@@ -50,6 +50,9 @@ class TrainerHypers(TypedDict):
     error of AdamW. AdamW wants a smaller learning rate (1e-3)."""
     learning_rate: float = 5e-3
     """Learning rate at the end of the warm-up, for all parameters."""
+    backbone_learning_rate_factor: float = 1.0
+    """What the learning rate is multiplied by for the weights of a backbone. A trained one wants
+    less than 1; ``freeze`` of the backbone stands for 0."""
     warmup_fraction: float = 0.01
     """Fraction of the training steps in which the learning rate rises linearly from zero.
 

@@ -105,13 +105,18 @@ def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
 
 
 def build_optimizers(
-    model: torch.nn.Module, name: str, learning_rate: float, weight_decay: float
+    model: torch.nn.Module,
+    name: str,
+    learning_rate: float,
+    weight_decay: float,
+    backbone_factor: float = 1.0,
 ) -> list[torch.optim.Optimizer]:
     """
     :param model: the model
     :param name: ``"adamw"``, or ``"muon"`` for Muon on matrices and AdamW on the rest
     :param learning_rate: highest learning rate
     :param weight_decay: weight decay of the matrices of linear maps
+    :param backbone_factor: what the learning rate of a backbone is multiplied by
     :return: the optimizers, which together have every trainable parameter once
     """
     out_first, in_first, embeddings = [], [], []
@@ -130,11 +135,31 @@ def build_optimizers(
         {"params": in_first, "out_first": False, "weight_decay": weight_decay},
         {"params": embeddings, "out_first": False, "weight_decay": 0.0},
     ]
-    others = {"params": rest, "weight_decay": 0.0}
+    others = [{"params": rest, "weight_decay": 0.0}]
+    if getattr(model, "backbone", None) is not None:
+        backbone = {id(parameter) for parameter in model.backbone.model.parameters()}
+        groups = split_groups(groups, backbone, backbone_factor)
+        others = split_groups(others, backbone, backbone_factor)
     if name == "muon":
-        adamw = torch.optim.AdamW([others], lr=learning_rate, fused=True)
+        adamw = torch.optim.AdamW(others, lr=learning_rate, fused=True)
         return [Muon(groups, lr=learning_rate), adamw]
-    return [torch.optim.AdamW([*groups, others], lr=learning_rate, fused=True)]
+    return [torch.optim.AdamW([*groups, *others], lr=learning_rate, fused=True)]
+
+
+def split_groups(groups: list[dict], chosen: set[int], factor: float) -> list[dict]:
+    """
+    :param groups: parameter groups
+    :param chosen: identities of parameters
+    :param factor: of the learning rate of these parameters
+    :return: each group without them, and each with nothing but them
+    """
+    split = []
+    for group in groups:
+        params = group["params"]
+        split.append({**group, "params": [p for p in params if id(p) not in chosen]})
+        few = [p for p in params if id(p) in chosen]
+        split.append({**group, "params": few, "learning_rate_factor": factor})
+    return split
 
 
 def set_learning_rate(
@@ -158,7 +183,7 @@ def set_learning_rate(
         learning_rate *= 0.5 * (1 + math.cos(math.pi * phase))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("learning_rate_factor", 1.0)
     return learning_rate
 
 
