@@ -116,7 +116,37 @@ def test_uncertainties(folder, quickstart):
     assert uncertainties.shape == (20, 1) and (uncertainties > 0).all()
 
 
-OTHERS = {"long-range.yaml", "fine-tuning.yaml", "quickstart.yaml", "llpr.yaml"}
+SMALL_PET = {"d_pet": 8, "d_node": 8, "d_head": 8, "d_feedforward": 8, "num_heads": 1}
+"""Not more than two epochs of a small one."""
+
+
+def test_pet_with_charges(folder):
+    smaller = [f"architecture.model.backbone.hypers.{k}={v}" for k, v in SMALL_PET.items()]
+    train(folder, "pet-with-charges.yaml", *smaller)
+
+
+def test_charges_for_a_trained_pet(folder):
+    """The file needs the model of the other one, and only once."""
+    overrides = [f"architecture.model.{key}={value}" for key, value in SMALL_PET.items()]
+    overrides += ["architecture.training.num_epochs=2", "architecture.training.num_workers=0"]
+    arguments = [word for override in overrides for word in ("-r", override)]
+    mtt_train(folder, "options/pet.yaml", "-o", "pet.pt", *arguments)
+    tuned = train(folder, "finetune-pet.yaml")
+    (folder / "pet.ckpt").unlink()
+    again = train(folder, "finetune-pet.yaml", f"architecture.training.finetune.read_from={tuned}")
+    checkpoint = torch.load(again, weights_only=False)
+    assert checkpoint["model_data"]["backbone"]["architecture_name"] == "pet"
+
+
+OTHERS = {
+    "long-range.yaml",
+    "fine-tuning.yaml",
+    "quickstart.yaml",
+    "llpr.yaml",
+    "pet.yaml",
+    "pet-with-charges.yaml",
+    "finetune-pet.yaml",
+}
 
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - OTHERS))
