@@ -181,7 +181,7 @@ def charged(frame):
 
 
 @pytest.mark.parametrize("boundary", ["bulk", "slab", "molecule"])
-@pytest.mark.parametrize("name", CHARGES)
+@pytest.mark.parametrize("name", [*(n for n in CHARGES if n != "backbone"), BACKBONE])
 def test_charges_eager(lorem, name, boundary):
     model = lorem.new_model(**CHARGES[name])
     check_derivatives(model, in_form(model, "eager", None), charged(lorem.frames[boundary]), lorem)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import ase
 import pytest
+from helpers.backbones import section
 from helpers.engines import (
     ATOMIC_TYPES,
     QEQ,
@@ -26,7 +27,8 @@ def exported(lorem, tmp_path_factory):
     ``short_range`` and ``long_range``. With charge equilibration and the long-range block, outputs
     ``charge`` and, of isolated structures, ``mtt::dipole_moment``: ``qeq`` and ``qeq_plus1`` with
     the total charges 0 and 1 built in, ``qeq_conditional``, which asks for the total charge, and
-    ``qeq_iterative``, which is ``qeq`` but for the way to solve for the charges.
+    ``qeq_iterative``, which is ``qeq`` but for the way to solve for the charges, and ``backbone``,
+    which is ``qeq_conditional`` behind PET.
     """
     folder = common_folder(tmp_path_factory, "exported")
 
@@ -51,6 +53,7 @@ def exported(lorem, tmp_path_factory):
             "qeq_conditional": export("qeq_conditional", conditional=True, **QEQ),
             "qeq_plus1": export("qeq_plus1", total_charge=1.0, conditional=True, **QEQ),
             "qeq_iterative": export("qeq_iterative", **iterative),
+            "backbone": export("backbone", conditional=True, backbone=section("pet"), **QEQ),
         }
 
 

@@ -233,6 +233,20 @@ def test_total_charge_and_charges(folder, exported, structures):
 
 
 @pytest.mark.slow
+def test_with_a_backbone(folder, exported, structures):
+    """Of a slab: virials of PET are not symmetric, and those of ASE are."""
+    atoms = structures["slab"]
+    folder.fill("backbone", atoms)
+    folder.simulate(OURS, NVE, 15, outputs=extra("charges"), total_charge=0, pbc="TTF")
+    calculator = MetatomicCalculator(exported["backbone"])
+    check_against_ase(folder, atoms, calculator)
+    check_conservation(folder.properties())
+    charges = folder.extras("charges")
+    assert np.ptp(charges) > 1e-3
+    np.testing.assert_allclose(charges.sum(axis=1), 0.0, atol=1e-9)
+
+
+@pytest.mark.slow
 def test_constant_pressure(folder, exported, structures):
     atoms = structures["crystal"]
     folder.fill("qeq_conditional", atoms)

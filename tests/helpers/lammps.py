@@ -12,6 +12,8 @@ import numpy as np
 from ase.calculators.lammps import Prism
 from metatomic_ase import MetatomicCalculator
 
+from .backbones import section
+
 ELEMENTS = ["H", "C", "N", "O"]
 MODELS = {
     "equilibrated": {"charge_equilibration": {"enable": True}},
@@ -20,6 +22,12 @@ MODELS = {
     "long-range": {},
     "short-range": {"long_range": {"enable": False}},
     "messages": {"long_range": {"enable": False}, "num_message_passing": 1},
+    "backbone": {
+        "backbone": section("pet"),
+        "charge_equilibration": {"enable": True},
+        "conditional": True,
+    },
+    "backbone-short-range": {"backbone": section("pet"), "long_range": {"enable": False}},
 }
 
 

@@ -60,6 +60,8 @@ STRUCTURES = {
         ("equilibrated", "slab", None, "on"),
         ("messages", "small", None, "off"),
         pytest.param("conditional", "isolated", -1.0, "off", marks=pytest.mark.slow),
+        pytest.param("backbone", "small", 1.0, "on", marks=pytest.mark.slow),
+        pytest.param("backbone-short-range", "triclinic", None, "off", marks=pytest.mark.slow),
         pytest.param("long-range", "small", None, "off", marks=pytest.mark.slow),
         pytest.param("conditional-short-range", "small", 1.0, "on", marks=pytest.mark.slow),
     ],
@@ -103,6 +105,7 @@ def test_outside_of_the_box(lammps, tmp_path):
         ("equilibrated", "triclinic"),
         pytest.param("long-range", "small", marks=pytest.mark.slow),
         pytest.param("equilibrated", "slab", marks=pytest.mark.slow),
+        pytest.param("backbone-short-range", "small", marks=pytest.mark.slow),
     ],
 )
 def test_finite_differences(lammps, tmp_path, name, structure):
