@@ -28,7 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .blocks.backbone import FEATURES, Backbone, is_invariant
 from .documentation import BackboneHypers, ModelHypers
 from .heads.charges import is_energy
-from .restart import starting_points
+from .nn.spex_harmonics import SpexHarmonics
+from .variants import starting_points
 
 SECTION = "architecture.model.backbone"
 KNOWN_INPUTS = {"charge": 0.0, "spin_multiplicity": 1.0}
@@ -268,7 +269,27 @@ def interaction_range(model: ModelInterface) -> float:
     :param model: an architecture of metatrain
     :return: its interaction range, in its unit of length
     """
-    return float(copy.deepcopy(model).export().capabilities().interaction_range)
+    return float(duplicate(model).export().capabilities().interaction_range)
+
+
+def duplicate(model: ModelInterface) -> ModelInterface:
+    """
+    :param model: an architecture of metatrain
+    :return: a copy, made by way of a checkpoint: some hold what Python can't copy
+    """
+    # architectures that upgrade or load a checkpoint may change it
+    checkpoint = copy.deepcopy(model.get_checkpoint())
+    return _load_quietly(checkpoint).train(model.training)
+
+
+def _load_quietly(checkpoint: dict[str, Any]) -> ModelInterface:
+    """Without the announcement of the epoch, which here means nothing."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.INFO))
+    try:
+        return model_from_checkpoint(checkpoint, context="restart")
+    finally:
+        logging.disable(before)
 
 
 def record(model: ModelInterface) -> dict[str, Any]:
@@ -309,8 +330,7 @@ def load_recorded(checkpoint: dict[str, Any], state_key: str) -> ModelInterface 
         state.update(stored["model_state_dict"])
         # upgrades change what they are given
         own = {**copy.deepcopy(stored), **{key: copy.deepcopy(state) for key in STATES}}
-        own.update(epoch=checkpoint["epoch"], best_epoch=checkpoint["best_epoch"])
-        models[key] = model_from_checkpoint(own, context="restart")
+        models[key] = _load_quietly(own)
         if outdated:
             for name in names:
                 del whole[name]
@@ -331,6 +351,21 @@ class _Operators(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.names.add(function.name())
         return function(*args, **(kwargs or {}))
+
+
+def exportable(model: ModelInterface) -> torch.nn.Module:
+    """
+    :param model: of a backbone, changed
+    :return: as its architecture prepares it for TorchScript
+    :raises ValueError: for operators that an exported file can't take along
+    """
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child).__module__ == "spex.angular.spherical_harmonics":
+                own = SpexHarmonics(child.max_angular)
+                setattr(parent, name, own.to(next(model.parameters()).device))
+    check_exportable(model)
+    return model.export().module
 
 
 def check_exportable(model: ModelInterface) -> None:

@@ -45,8 +45,6 @@ def export(
     # after training the additive models may still be in float64
     model.to(dtype)
     model.additive_models[0].weights_to(torch.device("cpu"), torch.float64)
-    if model.backbone is not None:
-        backbones.check_exportable(model.backbone.model)
     aliases = model.readout.default_outputs()
     outputs = model.outputs
     capabilities = ModelCapabilities(
@@ -59,11 +57,12 @@ def export(
         dtype="float64" if model.exports_double else dtype_to_str(dtype),
     )
     # what depends on weights only is evaluated here, in a copy that is never trained
-    exported = copy.deepcopy(model.eval())
+    copies = {}
+    if model.backbone is not None:
+        other = model.backbone.model
+        copies[id(other)] = backbones.exportable(backbones.duplicate(other))
+    exported = copy.deepcopy(model.eval(), copies)
     exported.readout.aliases = aliases
-    if exported.backbone is not None:
-        # other architectures prepare themselves for TorchScript
-        exported.backbone.model = exported.backbone.model.export().module
     for module in exported.modules():
         if hasattr(module, "fold"):
             module.fold()

@@ -9,6 +9,7 @@ import torch
 from metatrain.utils.abc import ModelInterface
 from metatrain.utils.data import DatasetInfo
 
+from . import backbones
 from .documentation import ModelHypers
 
 BLOCKS = ("charge_equilibration", "long_range")
@@ -66,13 +67,13 @@ def extended(
     :param model: left as it is
     :param info: of the extended model
     :param blocks: hypers of the new blocks, by name (``charge_equilibration``, ``long_range``)
-    :param sources: see :func:`starting_points`
+    :param sources: see :func:`.variants.starting_points`
     :return: the extended model
     :raises ValueError: for a new species that the backbone does not know
     """
     backbone = None
     if model.backbone is not None:
-        backbone = copy.deepcopy(model.backbone.model)
+        backbone = backbones.duplicate(model.backbone.model)
         unknown = sorted(set(info.atomic_types) - set(backbone.dataset_info.atomic_types))
         if unknown:
             raise ValueError(
