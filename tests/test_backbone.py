@@ -14,7 +14,7 @@ from metatrain.utils.data.target_info import get_energy_target_info, get_generic
 from metatrain.utils.io import model_from_checkpoint
 from scipy.spatial.transform import Rotation
 
-from metatrain_lorem.backbones import check_exportable
+from metatrain_lorem.backbones import check_exportable, exportable
 from metatrain_lorem.model import Lorem
 from metatrain_lorem.training.optimizers import build_optimizers, set_learning_rate
 
@@ -166,9 +166,12 @@ def test_derivatives_in_python_are_refused():
     check_exportable(pet)
     harmonics = sphericart.SphericalHarmonics(2)
 
-    pet.register_forward_pre_hook(lambda *_: harmonics(torch.ones(1, 3)) is None or None)
+    def evaluate_harmonics(*_):
+        harmonics(torch.ones(1, 3))
+
+    pet.register_forward_pre_hook(evaluate_harmonics)
     with pytest.raises(ValueError, match="derivatives of its operators sphericart_torch::"):
-        model.export()
+        exportable(pet)
 
 
 # --- from a checkpoint ---------------------------------------------------------------------------
