@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -275,3 +276,13 @@ def test_gpu_in_one_command(tmp_path):
     page = (tmp_path / "gpu.rst").read_text()
     assert "Training steps" in page and ".. image:: gpu.png" in page
     assert (tmp_path / "gpu.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_cost_of_a_backbone(tmp_path):
+    """Its sum is that of the medians that it prints."""
+    line = run("backbone_cost.py", "--repeat", "1", "--rounds", "1", cwd=tmp_path)
+    assert line.startswith("8 atoms: PET ")
+    pet, blocks, both = (float(x) for x in re.findall(r"([\d.]+) ms", line))
+    excess = float(re.search(r"sum ([+-][\d.]+)%", line).group(1))
+    assert 100 * (both / (pet + blocks) - 1) == pytest.approx(excess, abs=1.0)

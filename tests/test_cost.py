@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 import torch
 from metatomic.torch import ModelOutput, systems_to_torch
-from metatrain.utils.architectures import get_default_hypers
+from metatrain.utils.architectures import get_default_hypers, import_architecture
 from metatrain.utils.data import DatasetInfo
 from metatrain.utils.data.target_info import get_energy_target_info
-from metatrain.utils.neighbor_lists import get_system_with_neighbor_lists
+from metatrain.utils.neighbor_lists import (
+    get_requested_neighbor_lists,
+    get_system_with_neighbor_lists,
+)
 
 from metatrain_lorem.electrostatics import ewald
 from metatrain_lorem.model import Lorem
@@ -91,6 +94,35 @@ def test_operators_and_bytes(count, long_range, atoms, periodic, operators, ffts
     assert counter.operators <= operators
     assert counter.ffts == ffts
     assert counter.allocated / atoms / 1e3 <= kilobytes
+
+
+def test_operators_with_a_backbone(count):
+    """Those of both models, and few that join them."""
+    info = DatasetInfo(
+        "angstrom", [11, 17], {"energy": get_energy_target_info("energy", {"unit": "eV"})}
+    )
+    hypers = get_default_hypers("lorem")["model"]
+    pet = import_architecture("pet").__model__(get_default_hypers("pet")["model"], info)
+    numbers = []
+    for backbone in (None, "pet"):
+        hypers["backbone"] = hypers["backbone"] | {"name": backbone}
+        model = Lorem(hypers, info).requires_grad_(False).export().module
+        numbers.append(operators(count, model))
+    alone = operators(count, pet.requires_grad_(False).export().module)
+    print(f"PET {alone}, without it {numbers[0]}, both {numbers[1]}")
+    assert numbers[1] - numbers[0] - alone <= 10
+
+
+def operators(count, model):
+    lists = get_requested_neighbor_lists(model)
+    (system,) = systems_to_torch([rocksalt((2, 1, 1))], dtype=torch.float32)
+    system.positions.requires_grad_()
+    systems = [get_system_with_neighbor_lists(system, lists)]
+    evaluate(model, systems)
+    counter = count()
+    with counter:
+        evaluate(model, systems)
+    return counter.operators
 
 
 @pytest.mark.parametrize("periodic, operators", [(False, 400), (True, 450)])
