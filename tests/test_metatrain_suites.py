@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.backbones import section
 from metatensor.torch import Labels
 from metatomic.torch import ModelOutput, System
 from metatrain.utils.architectures import get_default_hypers
@@ -152,6 +153,50 @@ class TestExportedWithCharges(SamePrecision, ExportedTests, WithCharges): ...
 
 
 class TestOutputWithCharges(OutputTests, WithCharges):
+    @pytest.fixture
+    def n_features(self, model_hypers):
+        return model_hypers["num_features"]
+
+    @pytest.fixture
+    def n_last_layer_features(self, model_hypers):
+        return 3 * model_hypers["num_features"]
+
+
+class WithBackbone(LoremTests):
+    """The same behind PET, which is of short range itself."""
+
+    @pytest.fixture
+    def model_hypers(self, request):
+        hypers = reduced_hypers()
+        hypers["long_range"]["enable"] = request.function.__name__ not in PRESUME_SHORT_RANGE
+        hypers["backbone"] = section("pet")
+        return hypers
+
+
+@pytest.mark.slow
+class TestAutogradWithBackbone(AutogradTests, WithBackbone): ...
+
+
+@pytest.mark.slow
+class TestExportedWithBackbone(SamePrecision, ExportedTests, WithBackbone): ...
+
+
+@pytest.mark.slow
+class TestTorchscriptWithBackbone(TorchscriptTests, WithBackbone):
+    float_hypers = ["cutoff"]
+
+
+@pytest.mark.slow
+class TestTrainingWithBackbone(TrainingTests, WithBackbone): ...
+
+
+@pytest.mark.slow
+class TestOutputWithBackbone(OutputTests, WithBackbone):
+    # PET is invariant to neither rotations nor inversion; by how much is tested in test_backbone.py
+    test_output_scalar_invariant = None
+    test_output_spherical_equivariant_rotations = None
+    test_output_spherical_equivariant_inversion = None
+
     @pytest.fixture
     def n_features(self, model_hypers):
         return model_hypers["num_features"]

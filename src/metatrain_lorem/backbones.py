@@ -257,7 +257,8 @@ def take_over_energies(model: ModelInterface) -> None:
         module.sync_tensor_maps()
     if model.charge_equilibration is not None:
         torch.nn.init.zeros_(model.charge_equilibration.electronegativity[2].weight)
-    model.has_new_parameters = True
+    # what is trained knows no element yet
+    model.has_new_parameters, model.new_types = True, list(model.atomic_types)
     logging.info(
         f"Energies start from those of the backbone {model.hypers['backbone']['name']!r}: "
         + ", ".join(f"'{source}' for '{target}'" for target, source in backbone.energies.items())
