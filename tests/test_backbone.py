@@ -148,7 +148,7 @@ def test_exported(frames, tmp_path, dtype):
     energies, forces = energies_and_forces(model, frames)
     model.to(dtype).export().save(str(tmp_path / "model.pt"))
     for frame in frames:
-        frame.positions += 1000.0
+        frame.positions += 1e5
         frame.calc = MetatomicCalculator(tmp_path / "model.pt", check_consistency=True)
     found = torch.tensor([frame.get_potential_energy() for frame in frames]).unsqueeze(1)
     found_forces = torch.tensor(np.concatenate([frame.get_forces() for frame in frames]))
@@ -213,6 +213,17 @@ def new_from(path, atomic_types=(1, 6, 7, 8), targets=None, **hypers):
         # undo what new_model does
         torch.nn.init.zeros_(model.charge_equilibration.species_electronegativity)
     return model
+
+
+def test_in_training(pet, frames):
+    """Energies lack baselines and scales; the backbone learns as in its own training."""
+    reference, path = pet
+    model = new_from(path).train()
+    energies = model(models.systems(model, frames), PER_SYSTEM)["energy"].block().values
+    baselines = torch.tensor([[-100.0 * frame.numbers.sum()] for frame in frames])
+    expected = models.values(reference, frames)
+    torch.testing.assert_close(3.7 * energies + baselines, expected, rtol=1e-12, atol=0.0)
+    assert model.backbone.model.backend.training  # PET then can be derived twice
 
 
 def test_energies_of_selected_atoms(pet, frames):

@@ -51,7 +51,7 @@ def section(name: str = "pet", **options) -> dict:
 def write_trained(
     path: Path,
     name: str = "pet",
-    atomic_types=(1, 6, 7, 8, 9),
+    atomic_types=(1, 5, 6, 7, 8),
     length_unit: str = "angstrom",
     dtype=torch.float64,
     **hypers,
@@ -76,8 +76,8 @@ def write_trained(
     composition, scaler = model.additive_models[0], model.scaler
     for module, buffer, value in (
         (composition, "energy_composition_buffer", -100.0 * torch.tensor(sorted(atomic_types))),
-        (scaler, "energy_scaler_buffer", torch.tensor([3.7])),
-        (scaler, "energy_per_target_scaler_buffer", torch.tensor([3.7])),
+        (scaler, "energy_scaler_buffer", torch.tensor([3.7], dtype=torch.float64)),
+        (scaler, "energy_per_target_scaler_buffer", torch.tensor([3.7], dtype=torch.float64)),
     ):
         values = mts.load_buffer(getattr(module, buffer))
         values.block().values[:] = value.to(torch.float64).unsqueeze(1)
