@@ -568,3 +568,19 @@ def test_pure_number_as_a_target(run):
     log = run(section("training", targets), section("validation", targets))
     (line,) = [x for x in log.splitlines() if "No `unit`" in x]
     assert line.startswith("INFO") and "'mtt::number' of the training set (training.xyz)" in line
+
+
+@pytest.mark.parametrize(
+    "section, message",
+    [
+        ({"name": "pett"}, r"backbone.name: Architecture 'pett' .* Did you mean 'pet'"),
+        (
+            {"name": "pet", "hypers": {"cutof": 3.0}},
+            r"backbone.hypers, as of 'pet': (.|\n)*'cutof'",
+        ),
+        ({"name": "pet", "hypers": {"system_conditioning": True}}, "inputs charge, spin_mult"),
+        ({"name": "composition"}, "'composition' has no features"),
+    ],
+)
+def test_backbones(refused, section, message):
+    refused(message, model={"backbone": section})

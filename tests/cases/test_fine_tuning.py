@@ -492,17 +492,30 @@ def test_restart_auto_beside_other_architectures(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "key", ["--restart", "finetune.read_from", "atomic_baseline", "fixed_scaling_weights"]
+    "key",
+    [
+        "--restart",
+        "finetune.read_from",
+        "atomic_baseline",
+        "fixed_scaling_weights",
+        "backbone.checkpoint",
+    ],
 )
 def test_checkpoint_that_does_not_exist(tmp_path, key):
     """Named before the data are read, which do not exist either."""
     arguments, hypers, path = (), {}, "nowhere.ckpt"
+    model = training.MODEL_HYPERS
     if key == "--restart":
         arguments = (key, path)
+    elif key == "backbone.checkpoint":
+        model = {**model, "backbone": {"name": "pet", "checkpoint": path}}
+        key = f"architecture.model.{key}"
     else:
         hypers = {"finetune": {"read_from": path}} if "." in key else {key: path}
         key = f"architecture.training.{key}"
-    log = Runs(tmp_path).train("run", "no.xyz", *arguments, fails=True, training=hypers)
+    log = Runs(tmp_path).train(
+        "run", "no.xyz", *arguments, fails=True, training=hypers, model=model
+    )
     assert f"{key}: there is no file nowhere.ckpt (in {tmp_path})" in log
 
 
