@@ -15,6 +15,7 @@ from metatrain.utils.io import model_from_checkpoint
 from scipy.spatial.transform import Rotation
 
 from metatrain_lorem.backbones import check_exportable, exportable
+from metatrain_lorem.commands.set_charge import set_charge
 from metatrain_lorem.model import Lorem
 from metatrain_lorem.training.optimizers import build_optimizers, set_learning_rate
 
@@ -446,6 +447,19 @@ def test_refused_checkpoints(pet, tmp_path):
 def test_freezing_random_weights_is_announced(caplog):
     models.new_model(backbone=backbones.section(freeze=True))
     assert "backbone.freeze: true has a meaning with a `checkpoint` only" in caplog.text
+
+
+def test_built_in_charge(pet, frames, tmp_path):
+    """By the command, which runs no code of a checkpoint."""
+    model = new_from(pet[1], charge_equilibration=QEQ, conditional=True)
+    torch.save(model.get_checkpoint(), tmp_path / "model.ckpt")
+    set_charge(tmp_path / "model.ckpt", 1.0, tmp_path / "charged.ckpt")
+    checkpoint = torch.load(tmp_path / "charged.ckpt", weights_only=False)
+    charged = model_from_checkpoint(checkpoint, "export").eval()
+    assert charged.requested_inputs() == {}
+    for frame in frames:
+        frame.info["charge"] = 1.0
+    assert torch.equal(models.values(charged, frames), models.values(model, frames))
 
 
 def test_a_built_in_charge_and_a_backbone_that_asks_for_it():
