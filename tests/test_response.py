@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from helpers import backbones
 from helpers.models import systems
 from metatensor.torch import Labels
 from metatomic.torch import ModelEvaluationOptions, ModelOutput, load_atomistic_model
@@ -35,13 +36,14 @@ CHARGE = target("mtt::atomic_charge", 0)
 BORN_TARGET = target(BORN, 2)
 
 
-def equilibrated(lorem, targets=(), **entries):
+def equilibrated(lorem, targets=(), backbone=None, **entries):
     hypers = {"enable": True, "accuracy": 1e-6, "tolerance": 1e-13, **entries}
     return lorem.new_model(
         {"energy": ENERGY, **dict(targets)},
         charge_equilibration=hypers,
         conditional=True,
         long_range={"enable": False},
+        **({} if backbone is None else {"backbone": backbone}),
     )
 
 
@@ -292,6 +294,17 @@ def test_polarizability(lorem, tmp_path, solver):
             np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-8)
     periodic = response(model, [charged(lorem.frames["slab"])], POLARIZABILITY)
     assert np.isnan(periodic).all()
+
+
+@pytest.mark.parametrize("solver", ["dense", pytest.param("iterative", marks=pytest.mark.slow)])
+def test_backbone(lorem, tmp_path, solver):
+    """Another architecture reads the positions for itself; they count all the same."""
+    model = equilibrated(lorem, solver=solver, backbone=backbones.section("pet"))
+    frame = charged(lorem.frames["molecule"])
+    expected, _ = literal(model, frame)
+    assert abs(expected - literal(equilibrated(lorem), frame)[0]).max() > 0.01
+    for form in (model, Exported(model, tmp_path)):
+        np.testing.assert_allclose(response(form, [frame], BORN), expected, atol=1e-6)
 
 
 def test_lone_ion(lorem):

@@ -58,15 +58,18 @@ def electric_fields(systems: list[System]) -> torch.Tensor | None:
     :param systems: structures
     :return: ``[systems, 3]`` V/Å, zero for structures without; None if there is none at all
     """
-    fields: list[torch.Tensor] = []
     found = False
+    for system in systems:
+        found = found or "mtt::electric_field" in system.known_data()
+    if not found:
+        return None
+    fields: list[torch.Tensor] = []
     for system in systems:
         field = torch.zeros_like(system.positions[:1])
         if "mtt::electric_field" in system.known_data():
             field = system.get_data("mtt::electric_field").block().values.view(1, 3)
-            found = True
         fields.append(field)
-    return torch.cat(fields) if found else None
+    return torch.cat(fields)
 
 
 def concatenate(
