@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import ase.io
 import pytest
+import torch
 from helpers import models, training
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -37,6 +38,15 @@ def lorem():
         with_charge=models.with_charge,
         total_charge_info=models.total_charge_info,
     )
+
+
+@pytest.fixture(scope="module")
+def interpreted():
+    """Without the compilation of TorchScript by profiles, which takes longer than all else here."""
+    before = torch._C._get_graph_executor_optimize()
+    torch._C._set_graph_executor_optimize(False)
+    yield
+    torch._C._set_graph_executor_optimize(before)
 
 
 @pytest.fixture

@@ -280,6 +280,7 @@ PREPARE = {
     "options.rst": options_page,
     "pitfalls.rst": pitfalls_page,
     "quickstart.rst": quickstart_page,
+    "theory/response.rst": lambda shell: {"atoms": clusters(shell.folder)[0]},
     "total-charge.rst": lambda shell: {"atoms": clusters(shell.folder)[0]},
     "uncertainties.rst": lambda shell: {"atoms": clusters(shell.folder)[0]},
 }

@@ -22,11 +22,14 @@ from metatrain.utils.neighbor_lists import get_system_with_neighbor_lists
 from metatrain_lorem.commands.convert_lorem_jax.conversion import (
     build_model,
     read_hypers,
+    read_model,
     read_parameters,
 )
 
 GOLDEN = Path(__file__).parent / "golden" / "lorem_jax"
 OWN_SETTINGS = ["plain", "message_passing", "scalar_message_passing", "short_range", "zero_start"]
+OWN_SETTINGS.append("born_charges")
+BORN = "mtt::born_effective_charge"
 SHARED_SETTINGS = ["small", "small_mp1", "small_sr", "default"]
 QUANTITIES = ["energy", "atomic_energies", "forces", "virial"]
 ALWAYS_EWALD, ALWAYS_MESH = 10**15, 0
@@ -37,7 +40,8 @@ def load_model(folder, structures, accuracy=1e-6):
     hypers["long_range"]["accuracy"] = accuracy
     types = sorted({int(z) for atoms in structures for z in atoms.numbers})
     parameters = read_parameters(folder / "model.msgpack")
-    return build_model(hypers, {z: 0.0 for z in types}, parameters).eval()
+    born_charges = read_model(folder / "model.yaml")[0].endswith("LoremBEC")
+    return build_model(hypers, {z: 0.0 for z in types}, parameters, born_charges).eval()
 
 
 def evaluate(model, structures):
@@ -149,6 +153,40 @@ def test_single_precision(setting, own_structures, own_reference):
     found = deviations(results, own_reference, f"{setting}/*/", own_structures, title)
     assert found.largest["energy"] < 1e-5
     assert max(found.rms.values()) < 1e-4
+
+
+def born_charges(model, atoms):
+    """``[atoms, displacement, polarisation]``"""
+    system = systems_to_torch(atoms, dtype=next(model.parameters()).dtype)
+    system = get_system_with_neighbor_lists(system, model.requested_neighbor_lists())
+    with torch.no_grad():
+        output = model([system], {BORN: ModelOutput(sample_kind="atom")})[BORN]
+    return output.block().values[..., 0].double().numpy()
+
+
+def born_deviations(model, structures, reference, prefix):
+    """Largest deviation of Born charges in each structure, relative to the root mean square."""
+    found = {}
+    for atoms in structures:
+        expected = reference[prefix.replace("*", atoms.info["name"]) + "apt"]
+        # a lone atom, and two far apart that are alike, have none
+        scale = max(np.sqrt(np.mean(expected**2)), 0.1 * (len(atoms) < 3))
+        found[atoms.info["name"]] = np.abs(born_charges(model, atoms) - expected).max() / scale
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:A conversion to `System` was requested")
+def test_born_charges(own_structures, own_reference):
+    """Of LoremBEC, with message passing of scalars; index of the displacement first."""
+    folder = GOLDEN / "born_charges" / "model"
+    model = load_model(folder, own_structures, accuracy=1e-12)
+    tune(model.long_range.coulomb, mesh_threshold=ALWAYS_EWALD)
+    found = born_deviations(model, own_structures, own_reference, "born_charges/*/")
+    print("\n", found)
+    assert max(found.values()) < 1e-9
+    model = load_model(folder, own_structures).to(torch.float32)
+    found = born_deviations(model, own_structures, own_reference, "born_charges/*/")
+    assert max(found.values()) < 1e-4
 
 
 class E3xBernstein(torch.nn.Module):
@@ -290,6 +328,21 @@ def test_single_precision_against_shared_reference(setting, shared, shared_struc
     found = deviations(results, reference, converged(setting), shared_structures, title)
     assert found.largest["energy"] < 1e-5
     assert max(found.rms.values()) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:A conversion to `System` was requested")
+@pytest.mark.usefixtures("reference_slab_cell")
+def test_born_charges_of_the_shared_reference(shared, shared_structures):
+    """Energies and forces too, against the reference with exact binomial coefficients."""
+    model, reference = load_shared(shared, "small_bec", shared_structures, accuracy=1e-12)
+    tune(model.long_range.coulomb, mesh_threshold=ALWAYS_EWALD)
+    found = born_deviations(model, shared_structures, reference, "*/exact_tight_")
+    print("\n", found)
+    assert max(found.values()) < 1e-9
+    results = evaluate(model, shared_structures)
+    found = deviations(results, reference, "*/exact_tight_", shared_structures, "small_bec, exact")
+    assert {"energy", "forces"} <= set(found.largest)
+    assert max(found.largest.values()) < 1e-9
 
 
 def test_default_slab_is_better_converged_than_the_reference(shared, shared_structures):

@@ -173,7 +173,8 @@ class ModelHypers(TypedDict):
     """What is made of spherical features for the networks: ``smooth`` invariants, with which forces
     of crystals change in proportion to displacements (phonons exist), or the norms of
     ``lorem-jax``, which have cusps where symmetry makes a feature vanish. Checkpoints imported from
-    lorem-jax, and those of older versions, keep the latter."""
+    lorem-jax, and those of older versions, keep the latter, with which Born charges are predicted
+    as there, too."""
     zbl: bool = False
     """Whether to add the short-range ZBL repulsion as a baseline of energies, for atoms that come
     closer than in the training data. Needs lengths in Å."""

@@ -17,6 +17,7 @@ from .nn.neighbors import PairBlock, Pairs, count_pairs, pair_blocks, sort_pairs
 from .systems import (
     Batch,
     concatenate,
+    electric_fields,
     refuse,
     refuse_spin,
     refuse_unknown,
@@ -44,6 +45,8 @@ class Graph(NamedTuple):
     blocks: list[PairBlock]  # the same pairs
     boundaries: Boundaries  # counts of atoms, and what sums over images need
     structure_species: list[list[int]]  # species that occur in each structure, with electrostatics
+    given: list[torch.Tensor]  # positions of each structure, which all else is a function of
+    field: torch.Tensor | None  # [systems, 3] electric, V/Å
 
 
 class GraphBuilder(torch.nn.Module):
@@ -82,7 +85,10 @@ class GraphBuilder(torch.nn.Module):
         self.register_buffer("types_to_species", types_to_species, persistent=False)
 
     def forward(
-        self, systems: list[System], total_charge: torch.Tensor, trained: torch.Tensor
+        self,
+        systems: list[System],
+        total_charge: torch.Tensor,
+        trained: torch.Tensor,
     ) -> Graph:
         """
         :param systems: structures with their neighbour lists, none empty
@@ -94,15 +100,27 @@ class GraphBuilder(torch.nn.Module):
         """
         if not self.takes_spin:
             refuse_spin(systems)
-        return self.build(concatenate(systems, self.neighbor_list, total_charge), trained)
+        given: list[torch.Tensor] = []
+        for system in systems:
+            given.append(system.positions)
+        batch = concatenate(systems, self.neighbor_list, total_charge)
+        return self.build(batch, trained, given, electric_fields(systems))
 
-    def build(self, batch: Batch, trained: torch.Tensor) -> Graph:
+    def build(
+        self,
+        batch: Batch,
+        trained: torch.Tensor,
+        given: list[torch.Tensor] | None = None,
+        field: torch.Tensor | None = None,
+    ) -> Graph:
         """
         Differences of positions are taken in the precision of the structures, before they are
         rounded to that of the model.
 
         :param batch: structures as plain tensors
         :param trained: see :meth:`forward`
+        :param given: positions of each structure, where those of the batch are made of them
+        :param field: electric field on each structure ``[systems, 3]``, V/Å
         :return: the graph
         :raises ValueError: for an unknown species, atoms on one spot, coordinates or total charges
             that are not numbers, and boundaries that the Coulomb sum cannot treat
@@ -192,6 +210,8 @@ class GraphBuilder(torch.nn.Module):
             blocks=blocks,
             boundaries=boundaries,
             structure_species=structure_species,
+            given=[batch.positions] if given is None else given,
+            field=field,
         )
 
 

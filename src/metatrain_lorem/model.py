@@ -33,8 +33,15 @@ from .graph import Graph, GraphBuilder
 from .heads.charges import unscaled_targets
 from .heads.readout import Features, Readout
 from .nn.mlp import MLP
-from .outputs import add_baseline, add_response, baseline_models, relabeled, select
-from .systems import total_charges, warn_of_built_in_charge
+from .outputs import (
+    add_baselines,
+    baseline_models,
+    baselines_wanted,
+    relabeled,
+    with_response,
+    without_gradients,
+)
+from .systems import total_charges, tracked, warn_of_built_in_charge
 
 
 class Lorem(ModelInterface[ModelHypers]):
@@ -184,6 +191,8 @@ class Lorem(ModelInterface[ModelHypers]):
             :mod:`.electrostatics`)
         """
         requested, outputs = outputs, self.readout.resolve(outputs)
+        gradients, derives = torch.is_grad_enabled(), self.readout.derives(outputs)
+        systems = tracked(systems) if derives else systems
         with record_function("lorem::graph"):
             warn_of_built_in_charge(self.built_in_charge)
             known = self.total_charge_range
@@ -212,6 +221,9 @@ class Lorem(ModelInterface[ModelHypers]):
         with record_function("lorem::readout"):
             features = Features(stages=stages, spherical=spherical, field=field)
             values = self.readout(features, charges, graph, list(outputs.keys()))
+            if derives:
+                q = self.atomic_charges(systems, features, charges, graph)
+                values.update(self.readout.respond(q, features, charges, graph, outputs))
         with record_function("lorem::outputs"):
             dtype = systems[0].positions.dtype
             results = self.readout.labels(values, graph, outputs, selected_atoms, dtype)
@@ -228,30 +240,29 @@ class Lorem(ModelInterface[ModelHypers]):
             for name, energy in unscaled.items():
                 results[name] = mts.add(results[name], energy)
             if torch.jit.is_scripting() and charges is not None:
-                results = self.with_response(results, charges, graph)
+                results = with_response(results, self.readout.energy_units, charges, graph)
+            if derives and not gradients:
+                results = without_gradients(results)
         return self.readout.rename(results, requested)
+
+    def atomic_charges(
+        self, systems: List[System], features: Features, charges: Optional[Charges], graph: Graph
+    ) -> torch.Tensor:
+        """Those of a head, with the scales of older versions, if none are equilibrated."""
+        if charges is not None:
+            return charges.charges
+        name, dtype = self.readout.atomic_charge, systems[0].positions.dtype
+        kind = {name: ModelOutput(sample_kind="atom")}
+        values = {name: self.readout.predict(name, features)}
+        charge = self.readout.labels(values, graph, kind, None, dtype)
+        charge = self.scaled_with_baselines(systems, kind, charge, None)
+        return charge[name].block().values.flatten().to(graph.positions.dtype)
 
     def conditioning(self, graph: Graph) -> Optional[torch.Tensor]:
         """What the total charge adds to the scalar features, without charge equilibration."""
         if self.charge_embedding is None:
             return None
         return self.charge_embedding(graph.total_charge.unsqueeze(1))[graph.system_index]
-
-    def with_response(
-        self, results: Dict[str, TensorMap], charges: Charges, graph: Graph
-    ) -> Dict[str, TensorMap]:
-        """Where charges were solved iteratively in TorchScript: the derivatives of energies become
-        exact, everything else that depends on charges loses its derivatives."""
-        if len(charges.equilibrium.structures) == 0:
-            return results
-        new: Dict[str, TensorMap] = {}
-        for name, result in results.items():
-            new[name] = mts.detach(result)
-            if name in self.readout.energy_units and self.charge_equilibration is not None:
-                energy, first = result.block().values.sum(), graph.boundaries.first
-                response = self.charge_equilibration.response(energy, charges, first)
-                new[name] = add_response(result, response)
-        return new
 
     def with_baselines(
         self,
@@ -295,18 +306,9 @@ class Lorem(ModelInterface[ModelHypers]):
             if name in targets and targets[name].is_atomic_basis:
                 results[name] = sparsify_atomic_basis_target(systems, result, targets[name].layout)
         for additive_model in self.additive_models:
-            # per atom: sums over selected atoms are not left to metatrain, which numbers structures
-            # anew where one has no selected atom
-            requested: Dict[str, ModelOutput] = {}
-            for name, output in outputs.items():
-                if name in additive_model.outputs:
-                    kind = output.sample_kind if selected_atoms is None else "atom"
-                    requested[name] = ModelOutput(unit=output.unit, sample_kind=kind)
-            baselines = additive_model(systems, requested, None)
-            if selected_atoms is not None:
-                baselines = select(baselines, outputs, selected_atoms)
-            for name, baseline in baselines.items():
-                results[name] = add_baseline(results[name], baseline)
+            wanted = baselines_wanted(outputs, additive_model.outputs, selected_atoms)
+            baselines = additive_model(systems, wanted, None)
+            results = add_baselines(results, baselines, outputs, selected_atoms)
         return results
 
     def restart(

@@ -12,7 +12,9 @@ from metatrain.utils.additive import ZBL
 from metatrain.utils.data import DatasetInfo, TargetInfo
 from metatrain.utils.data.atomic_basis_helpers import sparsify_atomic_basis_target
 
+from .blocks.charge_equilibration import Charges
 from .documentation import ModelHypers
+from .electrostatics.equilibration.equilibrium import response
 from .graph import Graph
 from .indexing import occurrences, sum_systems
 
@@ -49,6 +51,14 @@ class OutputLabels(torch.nn.Module):
         self.keys[name] = Labels(["_"], torch.zeros([1, 1], dtype=torch.int64))
         self.components[name] = [[]]
         self.properties[name] = [Labels([label], torch.arange(size).unsqueeze(1))]
+
+    def add_tensor(self, name: str, components: list[str]) -> None:
+        """
+        :param name: of an output of one block and one property
+        :param components: names of its Cartesian indices
+        """
+        self.add_array(name, name.split("::")[-1])
+        self.components[name] = [[Labels([c], torch.arange(3).unsqueeze(1)) for c in components]]
 
     def forward(
         self,
@@ -200,6 +210,61 @@ def relabeled(result: TensorMap, label: str) -> TensorMap:
     return TensorMap(Labels(["_"], zero), [block])
 
 
+def without_gradients(results: dict[str, TensorMap]) -> dict[str, TensorMap]:
+    """Back to the mode of the caller, after derivatives that were needed along the way.
+
+    :param results: all outputs
+    :return: the same without derivatives
+    """
+    torch.set_grad_enabled(False)
+    new: dict[str, TensorMap] = {}
+    for name, result in results.items():
+        new[name] = mts.detach(result)
+    return new
+
+
+def baselines_wanted(
+    outputs: dict[str, ModelOutput],
+    offered: dict[str, ModelOutput],
+    selected_atoms: Optional[Labels],  # noqa: UP045
+) -> dict[str, ModelOutput]:
+    """
+    Per atom where atoms are selected: sums over these are not left to metatrain, which numbers
+    structures anew where one has no selected atom.
+
+    :param outputs: what is asked for
+    :param offered: what has a baseline
+    :param selected_atoms: atoms to return or to sum, all if None
+    :return: baselines to ask for
+    """
+    wanted: dict[str, ModelOutput] = {}
+    for name, output in outputs.items():
+        if name in offered:
+            kind = output.sample_kind if selected_atoms is None else "atom"
+            wanted[name] = ModelOutput(unit=output.unit, sample_kind=kind)
+    return wanted
+
+
+def add_baselines(
+    results: dict[str, TensorMap],
+    baselines: dict[str, TensorMap],
+    outputs: dict[str, ModelOutput],
+    selected_atoms: Optional[Labels],  # noqa: UP045
+) -> dict[str, TensorMap]:
+    """
+    :param results: all outputs
+    :param baselines: as :func:`baselines_wanted` asks for them
+    :param outputs: what is asked for
+    :param selected_atoms: atoms to return or to sum, all if None
+    :return: all outputs, with their baselines
+    """
+    if selected_atoms is not None:
+        baselines = select(baselines, outputs, selected_atoms)
+    for name, baseline in baselines.items():
+        results[name] = add_baseline(results[name], baseline)
+    return results
+
+
 def add_baseline(predictions: TensorMap, baseline: TensorMap) -> TensorMap:
     """Add a baseline that may lack blocks of the predictions.
 
@@ -215,6 +280,30 @@ def add_baseline(predictions: TensorMap, baseline: TensorMap) -> TensorMap:
         else:
             blocks.append(block.copy(deep=False))
     return TensorMap(predictions.keys, blocks)
+
+
+def with_response(
+    results: dict[str, TensorMap], energies: dict[str, float], charges: Charges, graph: Graph
+) -> dict[str, TensorMap]:
+    """Where charges were solved iteratively in TorchScript: the derivatives of energies become
+    exact, everything else that depends on charges loses its derivatives.
+
+    :param results: all outputs
+    :param energies: units of those that are energies
+    :param charges: of charge equilibration
+    :param graph: of the batch
+    :return: all outputs
+    """
+    equilibrium, first = charges.equilibrium, graph.boundaries.first
+    if len(equilibrium.structures) == 0:
+        return results
+    new: dict[str, TensorMap] = {}
+    for name, result in results.items():
+        new[name] = mts.detach(result)
+        if name in energies:
+            energy = result.block().values.sum()
+            new[name] = add_response(result, response(energy, equilibrium, first))
+    return new
 
 
 def add_response(energies: TensorMap, response: torch.Tensor) -> TensorMap:

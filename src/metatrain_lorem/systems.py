@@ -5,7 +5,8 @@ import warnings
 from typing import NamedTuple
 
 import torch
-from metatomic.torch import NeighborListOptions, System
+from metatensor.torch import TensorBlock
+from metatomic.torch import NeighborListOptions, System, register_autograd_neighbors
 
 from .indexing import host_starts, join
 from .nn.neighbors import Pairs
@@ -21,6 +22,54 @@ class Batch(NamedTuple):
     counts: list[int]  # atoms of each structure
     pairs: torch.Tensor  # [pairs, 5] central atom, neighbour, cells between them; in any order
     total_charge: torch.Tensor  # [systems] e
+
+
+def tracked(systems: list[System]) -> list[System]:
+    """Structures whose positions derivatives can be taken by, for outputs that are derivatives;
+    these are switched on.
+
+    :param systems: structures, left as they are
+    :return: the same where their positions have derivatives already, else copies with the same data
+    """
+    torch.set_grad_enabled(True)
+    result: list[System] = []
+    for system in systems:
+        if not system.positions.requires_grad:
+            positions = system.positions.detach().requires_grad_(True)
+            copy = System(system.types, positions, system.cell, system.pbc)
+            for options in system.known_neighbor_lists():
+                pairs = system.get_neighbor_list(options)
+                pairs = TensorBlock(
+                    pairs.values.detach(), pairs.samples, pairs.components, pairs.properties
+                )
+                register_autograd_neighbors(copy, pairs)
+                copy.add_neighbor_list(options, pairs)
+            for name in system.known_data():
+                copy.add_data(name, system.get_data(name))
+            system = copy
+        result.append(system)
+    return result
+
+
+def electric_fields(systems: list[System]) -> torch.Tensor | None:
+    """Uniform fields that act on the charges, which engines attach to structures as data
+    ``mtt::electric_field``: no model asks for one.
+
+    :param systems: structures
+    :return: ``[systems, 3]`` V/Å, zero for structures without; None if there is none at all
+    """
+    found = False
+    for system in systems:
+        found = found or "mtt::electric_field" in system.known_data()
+    if not found:
+        return None
+    fields: list[torch.Tensor] = []
+    for system in systems:
+        field = torch.zeros_like(system.positions[:1])
+        if "mtt::electric_field" in system.known_data():
+            field = system.get_data("mtt::electric_field").block().values.view(1, 3)
+        fields.append(field)
+    return torch.cat(fields)
 
 
 def concatenate(

@@ -103,6 +103,48 @@ def test_other_targets(tmp_path, capsys, with_energy):
     assert (tmp_path / "parity.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_born_charges_and_dipoles(tmp_path, capsys):
+    """What charges make, without having been a target: each element and component."""
+    model = models.new_model(charge_equilibration={"enable": True}, **SHORT)
+    model.export().save(tmp_path / "model.pt")
+    made = frames()
+    name = "mtt::born_effective_charge"
+    born = models.values(model, made, name, "atom").numpy()[..., 0]
+    dipole = models.values(model, made, "mtt::polarization").numpy()[2, :, 0]
+    made[2].info["dipole_moment"] = dipole + [0.0, 0.3, 0.0]
+    elements = np.concatenate([frame.get_chemical_symbols() for frame in made])
+    labels = born.copy()
+    labels[elements == "O", 0, 2] += 0.6
+    for frame, part in zip(made, np.split(labels, [6, 11]), strict=True):
+        frame.arrays["bec"] = part.reshape(-1, 9)
+    write(tmp_path / "test.xyz", made)
+    key = ["--target-key", name, "bec"]
+    command = ["report", str(tmp_path / "model.pt"), str(tmp_path / "test.xyz")]
+    main([*command, "-o", str(tmp_path), *key])
+    with open(tmp_path / "report.csv", encoding="utf-8") as file:
+        rows = {row["group"]: row for row in csv.DictReader(file)}
+    number = (elements == "O").sum()
+    for group, atoms in (("all", len(elements)), ("O", number)):
+        row = rows[group]
+        rmse = 0.6 * np.sqrt(number / atoms / 9)
+        assert float(row["Born charge RMSE (me)"]) == pytest.approx(1e3 * rmse, rel=1e-4)
+        chosen = labels if group == "all" else labels[elements == "O"]
+        r2 = 1 - rmse**2 / chosen.var()
+        assert float(row["Born charge R²"]) == pytest.approx(r2, rel=1e-4)
+    assert float(rows["N"]["Born charge RMSE (me)"]) < 1e-2
+    # displacement along x, polarisation along z
+    column = rows["Born charge xz"]
+    rmse = 0.6 * np.sqrt(number / len(elements))
+    assert float(column["Born charge RMSE (me)"]) == pytest.approx(1e3 * rmse, rel=1e-4)
+    r2 = 1 - rmse**2 / labels[:, 0, 2].var()
+    assert float(column["Born charge R²"]) == pytest.approx(r2, rel=1e-4)
+    assert column["energy RMSE (meV/atom)"] == column["dipole MAE (me Å)"] == "nan"
+    assert float(rows["Born charge zx"]["Born charge RMSE (me)"]) < 1e-2
+    assert float(rows["dipole y"]["dipole MAE (me Å)"]) == pytest.approx(300, rel=1e-4)
+    assert float(rows["dipole x"]["dipole MAE (me Å)"]) < 1e-2
+    assert "Born charge RMSE (me)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "key, label, message",
     [

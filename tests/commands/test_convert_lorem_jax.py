@@ -24,6 +24,7 @@ from metatrain_lorem.commands.convert_lorem_jax.conversion import convert, read_
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "lorem_jax"
 SETTINGS = ["plain", "message_passing", "scalar_message_passing", "short_range", "zero_start"]
+SETTINGS.append("born_charges")
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +112,21 @@ def test_command_then_export(tmp_path, structures, reference):
         assert abs(own - baseline - expected) < 1e-5
 
 
+def test_born_charges_then_export(tmp_path, structures, reference):
+    """In single precision, as it is used."""
+    convert(GOLDEN / "born_charges", tmp_path / "model.ckpt")
+    load_model(tmp_path / "model.ckpt").export().save(str(tmp_path / "model.pt"))
+    model = load_atomistic_model(str(tmp_path / "model.pt"))
+    name = "mtt::born_effective_charge"
+    options = ModelEvaluationOptions("angstrom", {name: ModelOutput(sample_kind="atom")})
+    system = systems_to_torch(structures["ethanol"], dtype=torch.float64)
+    system = get_system_with_neighbor_lists(system, model.requested_neighbor_lists())
+    own = model([system], options, check_consistency=True)[name].block().values[..., 0].numpy()
+    expected = reference["born_charges/ethanol/apt"]
+    assert np.abs(own - expected).max() < 1e-4 * np.sqrt(np.mean(expected**2))
+    assert abs(own.sum(axis=0)).max() < 1e-4 * np.abs(expected).max()
+
+
 def test_files_without_the_subfolder(checkpoint, tmp_path):
     for path in (checkpoint / "model").iterdir():
         path.rename(checkpoint / path.name)
@@ -145,7 +161,8 @@ def test_every_value_is_used(setting, tmp_path, monkeypatch):
     """All numbers of the checkpoint are in the model: none is dropped, none appears twice.
 
     But for species that the baseline lacks, entries of tensor products that break parity or the
-    triangle rule, and the constants of the energies, which are added up.
+    triangle rule, those of the odd parity that Born charges have no part in, and the constants of
+    the energies, which are added up.
     """
     weights = read_parameters(GOLDEN / setting / "model" / "model.msgpack")
     numbers = iter(range(1, 10**6))
@@ -165,7 +182,8 @@ def test_every_value_is_used(setting, tmp_path, monkeypatch):
                     for l1 in range(value.shape[1])
                     for l2 in range(value.shape[3])
                     for l3 in range(value.shape[5])
-                    if abs(l1 - l2) <= l3 <= l1 + l2 and (l1 + l2 + l3) % 2 == 0
+                    if abs(l1 - l2) <= l3 <= l1 + l2
+                    and (l1 + l2 + (0 if "PerParticle" in key else l3)) % 2 == 0
                 ]
             )
             value = value[0, paths[:, 0], 0, paths[:, 1], 0, paths[:, 2]]
@@ -232,19 +250,30 @@ def test_settings_that_do_not_fit(changes, message, checkpoint, tmp_path):
         convert(checkpoint, tmp_path / "model.ckpt")
 
 
-@pytest.mark.parametrize(
-    "name, message",
-    [
-        ("lorem.models.bec.LoremBEC", "Born charges .lorem.models.bec.LoremBEC. can't be imported"),
-        ("somewhere.Else", "somewhere.Else is not lorem.models.mlip.Lorem"),
-    ],
-)
-def test_other_models_are_refused_by_name(name, message, checkpoint, tmp_path):
+def test_other_models_are_refused_by_name(checkpoint, tmp_path):
     path = checkpoint / "model" / "model.yaml"
     (settings,) = yaml.safe_load(path.read_text()).values()
-    path.write_text(yaml.safe_dump({name: settings}))
+    path.write_text(yaml.safe_dump({"somewhere.Else": settings}))
+    message = "somewhere.Else is neither of lorem.models.mlip.Lorem, lorem.models.bec.LoremBEC"
     with pytest.raises(ValueError, match=message):
         convert(checkpoint, tmp_path / "model.ckpt")
+
+
+def test_born_charges_of_an_energy_model(checkpoint, tmp_path):
+    """Named as what predicts them, but without their weights."""
+    path = checkpoint / "model" / "model.yaml"
+    (settings,) = yaml.safe_load(path.read_text()).values()
+    path.write_text(yaml.safe_dump({"lorem.models.bec.LoremBEC": settings}))
+    with pytest.raises(ValueError, match="lacks params/PerParticleTensorPredictor_0"):
+        convert(checkpoint, tmp_path / "model.ckpt")
+
+
+def test_born_charges_with_equivariant_message_passing(tmp_path):
+    """Their predictors read spherical features of each step, which is not kept here."""
+    shutil.copytree(GOLDEN / "born_charges", tmp_path / "checkpoint")
+    edit_settings(tmp_path / "checkpoint", equivariant_message_passing=True)
+    with pytest.raises(ValueError, match="not available with message passing of spherical feat"):
+        convert(tmp_path / "checkpoint", tmp_path / "model.ckpt")
 
 
 def test_command_ends_with_the_message(checkpoint, tmp_path):
@@ -296,7 +325,7 @@ def test_full_isolated_potentials_need_a_long_range_block(tmp_path):
         convert(GOLDEN / "short_range", tmp_path / "model.ckpt", full_isolated_potentials=True)
 
 
-@pytest.mark.parametrize("setting", ["small", "small_mp1", "small_sr", "default"])
+@pytest.mark.parametrize("setting", ["small", "small_mp1", "small_sr", "small_bec", "default"])
 def test_shared_checkpoints(setting, shared, tmp_path):
     """Their energies: test_parity.py."""
     folder = shared / "golden" / "lorem_jax_checkpoints" / setting

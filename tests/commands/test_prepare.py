@@ -256,3 +256,71 @@ def test_wrong_files(source, output, message, tmp_path):
     write(tmp_path / "in.xyz", pair())
     with pytest.raises(SystemExit, match=message):
         main(["prepare", str(tmp_path / source), str(tmp_path / output)])
+
+
+MOLECULE = Atoms("OHH", [[0.1, 0.2, 0.0], [0.9, 0.7, 0.1], [-0.5, 0.8, 0.4]])
+
+
+def with_born_charges(name, transposed=False, excess=0.0, **info):
+    """Point charges, of which two depend on the distance of the hydrogen atoms: a molecule whose
+    Born charges are derivatives of its dipole moment."""
+    atoms = MOLECULE.copy()
+
+    def dipole(positions):
+        distance = np.linalg.norm(positions[1] - positions[2])
+        q = np.array([-0.3 * distance - 0.4, 0.3 * distance, 0.4])
+        return q @ positions
+
+    born = np.zeros((3, 3, 3))
+    h = 1e-5
+    for i in range(3):
+        for beta in range(3):
+            for sign in (-1, 1):
+                positions = atoms.positions.copy()
+                positions[i, beta] += sign * h
+                born[i, beta] += sign * dipole(positions) / (2 * h)
+    assert abs(born - born.transpose(0, 2, 1)).max() > 0.1
+    atoms.info.update(charge=0, dipole_moment=dipole(atoms.positions), **info)
+    born[0, 1, 1] += excess
+    labels = (born.transpose(0, 2, 1) if transposed else born).reshape(3, 9)
+    if name == "born_effective_charges":  # ASE's own
+        atoms.calc = SinglePointCalculator(atoms, **{name: labels.reshape(3, 3, 3)})
+    else:
+        atoms.arrays[name] = labels
+    return atoms, born.reshape(3, 9)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("name", ["bec", "born_charges", "apt", "born_effective_charges"])
+def test_born_charges(name, transposed):
+    atoms, born = with_born_charges(name, transposed)
+    other = MOLECULE.copy()
+    summary = prepare([atoms, other], polarization_first=transposed)
+    np.testing.assert_allclose(atoms.arrays["born_effective_charge"], born, atol=1e-12)
+    assert name not in atoms.arrays
+    assert np.isnan(other.arrays["born_effective_charge"]).all()
+    assert summary.born_charges == 1
+    assert "more than 0.1 e, which training refuses, in 0 of 1 structures" in str(summary)
+    assert "of 1 of 1 neutral molecules agree with this order" in str(summary)
+
+
+def test_born_charges_in_the_other_order(tmp_path, capsys):
+    """Said, where dipole moments know it; sums that are off, too."""
+    frames = [with_born_charges("bec", True)[0], with_born_charges("bec", True, 0.2)[0]]
+    write(tmp_path / "in.xyz", frames, format="extxyz")
+    command = ["prepare", str(tmp_path / "in.xyz"), str(tmp_path / "out.xyz")]
+    main(command)
+    told = capsys.readouterr().out
+    assert "in 1 of 2 structures; worst: structure 1 (counted from 0), 0.2 e" in told
+    assert "of 2 of 2 neutral molecules contradict this order of the indices" in told
+    main([*command, "--born-charge-order", "polarization-first"])
+    assert "of 2 of 2 neutral molecules agree" in capsys.readouterr().out
+    born = read(tmp_path / "out.xyz", 0).arrays["born_effective_charge"]
+    np.testing.assert_allclose(born, with_born_charges("bec")[1], atol=1e-7)
+
+
+def test_born_charges_of_another_shape():
+    atoms, _ = with_born_charges("bec")
+    atoms.arrays["bec"] = atoms.arrays["bec"][:, :6]
+    with pytest.raises(ValueError, match="'bec' must be 3 x 9 numbers"):
+        prepare([atoms])

@@ -260,10 +260,11 @@ def test_command_with_charges(charge_model_path, charged_test_set, tmp_path, cap
     command = ["report", str(charge_model_path), str(charged_test_set), "-o", str(tmp_path)]
     main([*command, "--charges-key", "hirshfeld"])
     header, _, every = capsys.readouterr().out.splitlines()[:3]
-    assert header.endswith(
-        "| charge RMSE (me) | charge MAE (me) | dipole RMSE (me Å) | dipole MAE (me Å) |"
-    )
-    assert every.split()[-8:-1:2] == ["15.81", "10.00", "28.87", "16.67"]
+    dipole = "dipole RMSE (me Å) | dipole MAE (me Å) | dipole R² |"
+    assert header.endswith("| charge RMSE (me) | charge MAE (me) | " + dipole)
+    # the reference is (-1.65, 0, 0) e Å
+    r2 = 1 - 0.05**2 / (2 / 3 * 1.65**2)
+    assert every.split()[-10:-1:2] == ["15.81", "10.00", "28.87", "16.67", f"{r2:.4f}"]
     plot = (tmp_path / "parity.png").read_bytes()
     with open(tmp_path / "report.csv", encoding="utf-8") as file:
         assert float(next(csv.DictReader(file))["charge MAE (me)"]) == pytest.approx(10.0)

@@ -7,6 +7,7 @@ import torch
 from metatrain.utils.architectures import get_default_hypers
 
 from metatrain_lorem.blocks.charge_equilibration import ChargeEquilibration
+from metatrain_lorem.electrostatics.equilibration.equilibrium import response
 from metatrain_lorem.graph import Graph
 
 K_E = 14.399645
@@ -66,7 +67,7 @@ class Energy(torch.nn.Module):
         energy = result.energies.sum()
         if torch.jit.is_scripting():
             first = graph.boundaries.first
-            energy = energy + self.charge_equilibration.response(energy, result, first).sum()
+            energy = energy + response(energy, result.equilibrium, first).sum()
         return energy
 
 

@@ -12,10 +12,11 @@ import torch
 from metatomic.torch import unit_conversion_factor
 
 from ..documentation import ModelHypers
-from ..electrostatics.equilibration.equilibrium import Equilibrium, Solver, equilibrate, response
+from ..electrostatics.equilibration.equilibrium import Equilibrium, Solver, equilibrate
 from ..electrostatics.equilibration.gaussians import Interactions, short_range_weights
 from ..electrostatics.parameters import SumParameters, ewald_parameters
 from ..graph import Graph
+from ..indexing import join, of_systems, sum_systems
 from ..nn.mlp import MLP, Update
 
 COULOMB_CONSTANT = 14.399645
@@ -180,24 +181,47 @@ class ChargeEquilibration(torch.nn.Module):
             parameters=self.settings,
             angstrom=self.angstrom,
         )
-        equilibrium = equilibrate(chi, interactions, self.solver, self.variational)
+        acting, shift = chi, chi
+        field = graph.field
+        if field is not None:
+            potentials, means = field_potentials(field, graph)
+            # whose mean acts on the total charge alone, and may be large
+            acting = chi + (potentials - means).to(chi.dtype) / (
+                self.angstrom * self.coulomb_constant
+            )
+            shift = ((means if self.variational else potentials) / self.angstrom).to(chi.dtype)
+        equilibrium = equilibrate(acting, interactions, self.solver, self.variational)
+        energies = self.coulomb_constant * equilibrium.energies
+        if field is not None:
+            energies = energies + shift * equilibrium.charges
         return Charges(
             charges=equilibrium.charges,
-            energies=self.coulomb_constant * equilibrium.energies,
+            energies=energies,
             electronegativity=self.coulomb_constant * chi,
             hardness=self.coulomb_constant * hardness[graph.species],
             equilibrium=equilibrium,
         )
 
-    def response(self, energy: torch.Tensor, charges: Charges, first: list[int]) -> torch.Tensor:
-        """See :func:`..electrostatics.equilibration.equilibrium.response`.
 
-        :param energy: sum over all structures, in any unit, a scalar
-        :param charges: those it was made of
-        :param first: first atom of each structure, and the number of all atoms
-        :return: per structure, to be added to the energies, ``[systems]``
-        """
-        return response(energy, charges.equilibrium, first, self.solver)
+def field_potentials(field: torch.Tensor, graph: Graph) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    :param field: electric field on each structure ``[systems, 3]``, V/Å
+    :param graph: of the batch
+    :return: potential at each atom, zero at the origin of the coordinates, and its mean over the
+        structure, in the precision of the structures ``[atoms]``, V/Å times length
+    :raises ValueError: for periodic structures in a field
+    """
+    for i, dimension in enumerate(graph.boundaries.dimensions):
+        if dimension > 0 and bool((field[i] != 0.0).any()):
+            raise ValueError(
+                f"structure {i} of the batch is periodic: it has no energy in an electric field. "
+                "To first order the forces are its Born charges times the field"
+            )
+    positions, num_systems = join(graph.given), field.shape[0]
+    potentials = -(positions * of_systems(field, graph.system_index)).sum(dim=1)
+    counts = torch.tensor(graph.boundaries.counts, device=positions.device)
+    means = sum_systems(potentials, graph.system_index, num_systems) / counts
+    return potentials, of_systems(means, graph.system_index)
 
 
 def covalent_radius(atomic_type: int) -> float:

@@ -1,4 +1,4 @@
-"""``prepare``: names of charges and dipoles that metatrain can read, and checks of their values.
+"""``prepare``: names of charges, dipoles and Born charges for metatrain, and checks of the values.
 
 ASE moves ``charges`` and ``dipole`` of an extended XYZ file into a calculator, where metatrain's
 reader looks for energy, forces and stress only.
@@ -17,6 +17,9 @@ from ase.data import atomic_masses
 from ..extxyz import read_isotopes, read_one_by_one
 from .prepare_summary import Summary
 
+BORN_CHARGES = ("born_effective_charge", "bec", "born_charges", "apt")
+"""Names of Born charges in files; the first is what they become."""
+
 ROUNDING_LIMIT = 0.1
 """Largest distance in e of a sum of atomic charges from the integer that is taken for it."""
 
@@ -28,9 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     parser.description = (
         "Rename what ASE hides from metatrain: charges and initial_charges become the "
-        "column atomic_charge, dipole becomes dipole_moment, total_charge becomes charge; D and T "
-        "become H with the mass of the isotope. Everything else stays. Dipole moments of periodic "
-        "structures are left out."
+        "column atomic_charge, dipole becomes dipole_moment, total_charge becomes charge, bec, "
+        "born_charges or apt becomes born_effective_charge; D and T become H with the mass of the "
+        "isotope. Everything else stays. Dipole moments of periodic structures are left out."
     )
     parser.add_argument("input", help="structures, e.g. xyz (charges in e, dipoles in e Å)")
     parser.add_argument("output", help="file to write (.xyz)")
@@ -46,6 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="point that the dipole moments in the file refer to; from the origin of the "
         "coordinates they are moved to the centre of mass (default: %(default)s)",
     )
+    parser.add_argument(
+        "--born-charge-order",
+        choices=("displacement-first", "polarization-first"),
+        default="displacement-first",
+        help="order of the nine numbers of a Born charge in the file: the polarisation along x, y, "
+        "z for a displacement along x, then for one along y, z; or the transpose, which is turned "
+        "into the former (default: %(default)s)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -59,6 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.output,
         total_charge_from_sum=arguments.total_charge_from_sum,
         dipoles_about_origin=arguments.dipole_origin == "coordinates",
+        polarization_first=arguments.born_charge_order == "polarization-first",
     )
     print(summary)
 
@@ -68,6 +80,7 @@ def prepare_file(
     destination: str | Path,
     total_charge_from_sum: bool = False,
     dipoles_about_origin: bool = False,
+    polarization_first: bool = False,
 ) -> Summary:
     """Write the structures of a file as :func:`prepare` names them.
 
@@ -77,6 +90,7 @@ def prepare_file(
     :param destination: file to write, extended XYZ
     :param total_charge_from_sum: see :func:`prepare`
     :param dipoles_about_origin: see :func:`prepare`
+    :param polarization_first: see :func:`prepare`
     :raises ValueError: if the file cannot be read or overwritten, and as :func:`prepare`
     """
     source, destination = Path(source), Path(destination)
@@ -85,7 +99,7 @@ def prepare_file(
     if destination.exists() and source.exists() and os.path.samefile(source, destination):
         raise ValueError(f"{destination} is the input: choose another name for the output")
     structures = _read(source)
-    summary = prepare(structures, total_charge_from_sum, dipoles_about_origin)
+    summary = prepare(structures, total_charge_from_sum, dipoles_about_origin, polarization_first)
     temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
     try:
         ase.io.write(temporary, structures, format="extxyz")
@@ -108,18 +122,21 @@ def prepare(
     structures: list[ase.Atoms],
     total_charge_from_sum: bool = False,
     dipoles_about_origin: bool = False,
+    polarization_first: bool = False,
 ) -> Summary:
     """Rename, in place, what metatrain could not read; everything else stays.
 
     Atomic charges become the column ``atomic_charge``, dipole moments ``info["dipole_moment"]``,
-    total charges ``info["charge"]``. metatrain asks for a name in all structures: those that lack a
-    value which others have get NaN. Dipole moments of periodic structures are left out.
+    total charges ``info["charge"]``, Born charges the nine columns ``born_effective_charge``, first
+    the polarisation for a displacement along x. metatrain asks for a name in all structures: those
+    that lack a value which others have get NaN. Dipole moments of periodic structures are left out.
 
     :param structures: as ASE reads them: charges in e, dipole moments in e Å
     :param total_charge_from_sum: take the sum of atomic charges, rounded to the nearest integer,
         as total charge where there is none
     :param dipoles_about_origin: the dipole moments of the structures refer to the origin of the
         coordinates: move them to the centre of mass (μ - Q r_com), where the model has them
+    :param polarization_first: the Born charges of the structures are the transpose
     :raises ValueError: with the structure's index, if values under two names differ, are infinite
         or of another shape, or if an option cannot be followed
     """
@@ -134,15 +151,21 @@ def prepare(
             if total_charge is not None:
                 atoms.info["charge"] = total_charge
             _rename_dipole(atoms, summary, total_charge, dipoles_about_origin)
+            born = _rename_born_charges(atoms, polarization_first)
         except ValueError as error:
             raise ValueError(f"structure {index} (counted from 0): {error}") from None
         summary.charges += charges is not None
         summary.total_charges += total_charge is not None
+        if born is not None:
+            summary.born_charges += 1
+            _check_born_charges(atoms, born, index, summary)
         if charges is not None and total_charge is not None and not np.isnan(charges).any():
             summary.sums.append((index, float(charges.sum()), total_charge))
     for atoms in structures:
         if summary.charges:
             atoms.arrays.setdefault("atomic_charge", np.full(len(atoms), np.nan))
+        if summary.born_charges:
+            atoms.arrays.setdefault(BORN_CHARGES[0], np.full((len(atoms), 9), np.nan))
         if summary.dipoles:
             atoms.info.setdefault("dipole_moment", np.full(3, np.nan))
         if summary.total_charges:
@@ -192,6 +215,43 @@ def _rename_dipole(
         dipole = dipole - total_charge * masses @ atoms.positions / masses.sum()
     atoms.info["dipole_moment"] = dipole
     summary.dipoles += 1
+
+
+def _rename_born_charges(atoms: ase.Atoms, polarization_first: bool) -> np.ndarray | None:
+    results = _results(atoms)
+    name = "born_effective_charges"  # ASE's own
+    if name in results:
+        results[name] = np.asarray(results[name]).reshape(len(atoms), -1)
+    sources = [(atoms.arrays, key) for key in BORN_CHARGES]
+    born = _take([*sources, (atoms.arrays, name), (results, name)], (len(atoms), 9))
+    if born is None:
+        return None
+    matrices = born.reshape(-1, 3, 3)
+    if polarization_first:
+        matrices = matrices.transpose(0, 2, 1)
+    atoms.arrays[BORN_CHARGES[0]] = matrices.reshape(-1, 9)
+    return matrices
+
+
+def _check_born_charges(atoms: ase.Atoms, born: np.ndarray, index: int, summary: Summary) -> None:
+    """The acoustic sum rule; and that of rotations, which knows the order of the indices."""
+    if np.isnan(born).any():
+        return
+    total = atoms.info.get("charge", 0.0)
+    excess = np.abs(born.sum(axis=0) - total * np.eye(3)).max()
+    summary.excesses.append((index, float(excess)))
+    dipole = atoms.info.get("dipole_moment")
+    if dipole is None or np.isnan(dipole).any() or total != 0.0 or atoms.pbc.any():
+        return
+    # a molecule that turns takes its dipole moment along
+    errors = []
+    for matrices in (born, born.transpose(0, 2, 1)):
+        # by rotations about x, y and z
+        turned = np.cross(np.eye(3)[:, None], atoms.positions[None])
+        change = np.einsum("gid,ida->ga", turned, matrices)
+        errors.append(np.abs(change - np.cross(np.eye(3), dipole)).max())
+    summary.orders += 1
+    summary.other_orders += errors[1] < 0.5 * errors[0]
 
 
 def _rounded_sum(charges: np.ndarray, summary: Summary) -> float | None:

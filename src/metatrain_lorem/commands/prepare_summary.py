@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+LARGEST_EXCESS = 0.1
+"""Of sums of Born charges in e, as in training."""
+
 SUM_TOLERANCE = 0.01
 """Largest difference in e between the sum of atomic charges and the total charge. Atomic charges
 are written with at least three or four digits; a wrong total charge is off by far more."""
@@ -24,6 +27,15 @@ class Summary:
     """with a total charge, given or rounded"""
     rounded: int = 0
     """whose total charge is the rounded sum of atomic charges"""
+    born_charges: int = 0
+    """with Born charges"""
+    excesses: list[tuple[int, float]] = field(default_factory=list)
+    """index, and largest difference in e of the sum of Born charges from the total charge times the
+    unit matrix, of each structure that has all of them"""
+    orders: int = 0
+    """neutral molecules whose dipole moment tells the order of indices"""
+    other_orders: int = 0
+    """of these, those that tell the other one"""
     isotopes: int = 0
     """atoms of hydrogen with the mass of D or T"""
     sums: list[tuple[int, float, float]] = field(default_factory=list)
@@ -38,6 +50,7 @@ class Summary:
             ("with total charge (charge)", self.total_charges),
         ]
         optional = [
+            ("with Born charges", self.born_charges),
             ("total charge: rounded sum", self.rounded),
             ("periodic: dipole moment left out", self.periodic_dipoles),
             ("initial_charges all zero: no labels", self.zero_initial_charges),
@@ -52,6 +65,25 @@ class Summary:
                 f"Atomic charges differ from the total charge by more than {SUM_TOLERANCE} e in "
                 f"{wrong} of {len(self.sums)} structures; worst: structure {index} (counted from "
                 f"0), sum {total:.5g} e, total charge {charge:.5g} e."
+            )
+        if self.excesses:
+            index, excess = max(self.excesses, key=lambda x: x[1])
+            wrong = sum(x > LARGEST_EXCESS for _, x in self.excesses)
+            lines.append(
+                f"Sums of Born charges are off by more than {LARGEST_EXCESS} e, which training "
+                f"refuses, in {wrong} of {len(self.excesses)} structures; worst: structure {index} "
+                f"(counted from 0), {excess:.2g} e. They are written with the displacement first."
+            )
+        if 2 * self.other_orders > self.orders:
+            lines.append(
+                f"The dipole moments of {self.other_orders} of {self.orders} neutral molecules "
+                "contradict this order of the indices, and agree with the transpose: use the other "
+                "--born-charge-order."
+            )
+        elif self.orders:
+            lines.append(
+                f"The dipole moments of {self.orders - self.other_orders} of {self.orders} neutral "
+                "molecules agree with this order of the indices."
             )
         missing = self.structures - self.total_charges
         if missing:

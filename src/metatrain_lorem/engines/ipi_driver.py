@@ -18,23 +18,25 @@ __DRIVER_NAME__ = "lorem"
 __DRIVER_CLASS__ = "LoremDriver"
 
 DIPOLE = "mtt::dipole_moment"
+POLARIZATION = "mtt::polarization"
+BORN_CHARGE = "mtt::born_effective_charge"
 
 
 class LoremDriver(MetatomicDriver):
     """Energy, forces and virial as of i-PI's own driver; as extras, where the model has them,
-    ``charges`` ``[atoms]`` in e and, of isolated structures, ``dipole`` ``[3]`` in e Bohr.
+    ``charges`` ``[atoms]`` in e and, of isolated structures, ``dipole`` ``[3]`` in e Bohr; ``BEC``
+    where it is asked for.
 
     :param template: file with the structure, for its elements
     :param model: exported model
     :param total_charge: in e, for models that take the total charge as an input
     :param pbc: whether the structure is periodic along each vector of the cell: ``TTT``, ``TTF``
         for a slab, ``FFF`` for an isolated molecule
-    :param born_charges: whether to add the extra ``BEC`` [3N, 3] in e, derivatives of the dipole
-        moment (columns) with respect to positions (rows), of isolated structures
+    :param born_charges: whether to add the extra ``BEC`` [3N, 3] in e, derivatives of the
+        polarisation (columns) with respect to positions (rows), as driven dynamics in a field needs
     :param arguments: as of i-PI's driver
     :raises ValueError: if the model needs a total charge and none is given, or one is given and it
-        takes none; for parameters that can't be read; for Born charges of a structure that is not
-        isolated or of a model without dipole moments
+        takes none; for parameters that can't be read; for Born charges of a model that has none
     """
 
     def __init__(
@@ -71,10 +73,10 @@ class LoremDriver(MetatomicDriver):
                 "parameters of the driver, and build another into the model with "
                 "`python -m metatrain_lorem set-charge` if need be"
             )
-        if self.born_charges and DIPOLE not in self.evaluation_options.outputs:
+        if self.born_charges and not {DIPOLE, BORN_CHARGE} & set(self.evaluation_options.outputs):
             raise ValueError(
-                f"born_charges: needs `pbc: FFF` and a model with the output {DIPOLE}; "
-                f"{self.model_path} has {sorted(self.model.capabilities().outputs)}"
+                f"born_charges: needs a model with the output {BORN_CHARGE}, or {DIPOLE} and `pbc: "
+                f"FFF`; {self.model_path} has {sorted(self.model.capabilities().outputs)}"
             )
 
     def _register_model_outputs(self):
@@ -83,8 +85,12 @@ class LoremDriver(MetatomicDriver):
         known = self.model.capabilities().outputs
         if "charge" in known:
             outputs["charge"] = ModelOutput(unit="e", sample_kind="atom")
-        if DIPOLE in known and not any(self.periodic):
-            outputs[DIPOLE] = ModelOutput(unit="e*Bohr", sample_kind="system")
+        isolated = not any(self.periodic)
+        for name in (DIPOLE, POLARIZATION):
+            if name in known and isolated and not {DIPOLE, POLARIZATION} & set(outputs):
+                outputs[name] = ModelOutput(unit="e*Bohr", sample_kind="system")
+        if self.born_charges and BORN_CHARGE in known and DIPOLE not in outputs:
+            outputs[BORN_CHARGE] = ModelOutput(unit="e", sample_kind="atom")
         self.evaluation_options = ModelEvaluationOptions(length_unit="Angstrom", outputs=outputs)
 
     def _prepare_system(self, cell, pos, model=None, device=None):
@@ -111,12 +117,18 @@ class LoremDriver(MetatomicDriver):
             indices = block.samples.column("system")
             for i, extras in enumerate(more):
                 extras["charges"] = block.values[indices == i].flatten().tolist()
-        if DIPOLE in outputs:
-            dipoles = outputs[DIPOLE].block().values.reshape(-1, 3)
-            for dipole, system, extras in zip(dipoles, systems, more, strict=True):
-                extras["dipole"] = dipole.tolist()
-                if self.born_charges:
-                    extras["BEC"] = self._born_charges(dipole, system.positions)
+        for name in (DIPOLE, POLARIZATION):
+            if name in outputs:
+                dipoles = outputs[name].block().values.reshape(-1, 3)
+                for dipole, system, extras in zip(dipoles, systems, more, strict=True):
+                    extras["dipole"] = dipole.tolist()
+                    if self.born_charges and name == DIPOLE:
+                        extras["BEC"] = self._born_charges(dipole, system.positions)
+        if BORN_CHARGE in outputs:
+            block = outputs[BORN_CHARGE].block()
+            indices = block.samples.column("system")
+            for i, extras in enumerate(more):
+                extras["BEC"] = block.values[indices == i].reshape(-1, 3).tolist()
         results = super()._process_outputs(outputs, systems, strains, model)
         return [
             (energy, force, virial, json.dumps({**json.loads(extras), **new}))

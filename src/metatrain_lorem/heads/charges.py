@@ -6,7 +6,8 @@ from metatomic.torch import ModelOutput, unit_conversion_factor
 from metatrain.utils.data import DatasetInfo, TargetInfo
 
 from ..graph import Graph
-from ..nn.spherical import SPHERICAL
+from ..nn.spherical import CARTESIAN, SPHERICAL
+from .response import BORN_CHARGE, from_center_of_mass
 
 ATOMIC_CHARGE = "mtt::atomic_charge"
 """Target of reference charges: ``charge`` is the name of the total charge in data sets."""
@@ -60,6 +61,8 @@ def unscaled_targets(dataset_info: DatasetInfo, equilibrated: bool) -> list[str]
         names.append(ATOMIC_CHARGE)
     if DIPOLE_MOMENT in targets and equilibrated:
         names.append(DIPOLE_MOMENT)
+    if BORN_CHARGE in targets:
+        names.append(BORN_CHARGE)
     return names
 
 
@@ -142,6 +145,7 @@ class ChargeDipole(torch.nn.Module):
         masses = torch.tensor(ase.data.atomic_masses[atomic_types])
         self.register_buffer("masses", masses, persistent=False)
         self.register_buffer("order", torch.tensor(SPHERICAL), persistent=False)
+        self.register_buffer("xyz", torch.tensor(CARTESIAN), persistent=False)
 
     def forward(self, charges: torch.Tensor, graph: Graph) -> torch.Tensor:
         """
@@ -157,14 +161,21 @@ class ChargeDipole(torch.nn.Module):
                     f"structure {i} of the batch is periodic: its dipole moment depends on the "
                     "choice of the cell. Ask for dipole moments of isolated structures only"
                 )
-        positions, index = graph.positions, graph.system_index
-        masses = self.masses.to(positions.dtype)[graph.species].unsqueeze(1)
-        weighted = torch.cat([masses * positions, masses], dim=1)
-        zeros = torch.zeros([graph.pbc.shape[0], 4], dtype=positions.dtype, device=index.device)
-        sums = zeros.index_add(0, index, weighted)
-        centers = sums[:, :3] / sums[:, 3:]
-        dipoles = self.factor * charges.unsqueeze(1) * (positions - centers[index])
-        dipoles = dipoles * torch.logical_not(graph.pbc.any(dim=1))[index].unsqueeze(1)
+        offsets = from_center_of_mass(self.masses, graph)
+        dipoles = self.factor * charges.unsqueeze(1) * offsets
+        isolated = torch.logical_not(graph.pbc.any(dim=1))
+        dipoles = dipoles * isolated[graph.system_index].unsqueeze(1)
         if not self.cartesian:
             dipoles = dipoles.index_select(1, self.order)
         return dipoles.unsqueeze(2)
+
+    def in_charges(self, predicted: torch.Tensor) -> torch.Tensor:
+        """
+        :param predicted: dipole moments of atoms in the unit and order of the target
+            ``[atoms, 3, 1]``
+        :return: along x, y and z ``[atoms, 3]``, e length
+        """
+        dipoles = predicted.squeeze(2)
+        if not self.cartesian:
+            dipoles = dipoles.index_select(1, self.xyz)
+        return dipoles / self.factor

@@ -12,6 +12,7 @@ from ..blocks.charge_equilibration import Charges
 from ..documentation import ModelHypers
 from ..graph import Graph
 from ..outputs import OutputLabels
+from .born import MatrixHead
 from .charges import (
     ATOMIC_CHARGE,
     DIPOLE_MOMENT,
@@ -19,6 +20,16 @@ from .charges import (
     charge_outputs,
     check_charge_targets,
     is_energy,
+)
+from .response import (
+    BORN_CHARGE,
+    BORN_EXCESS,
+    COMPONENTS,
+    ChargeResponse,
+    born_outputs,
+    check_born_target,
+    obey_sum_rule,
+    response_outputs,
 )
 from .target import TargetHead
 
@@ -52,6 +63,9 @@ class Readout(torch.nn.Module):
     energy_units: dict[str, float]
     atomic_charge: Final[str]
     dipole_moment: Final[str]
+    born_charge: Final[str]
+    born_excess: Final[str]
+    derived: list[str]
 
     def __init__(self, hypers: ModelHypers, dataset_info: DatasetInfo, num_stages: int) -> None:
         super().__init__()
@@ -61,9 +75,15 @@ class Readout(torch.nn.Module):
         self.num_features = int(hypers["num_features"])
         self.atomic_charge = ATOMIC_CHARGE
         self.dipole_moment = DIPOLE_MOMENT
+        self.born_charge = BORN_CHARGE
+        self.born_excess = BORN_EXCESS
         self.equilibrated: bool = hypers["charge_equilibration"]["enable"]
         self.heads = torch.nn.ModuleDict()
         self.charge_dipole: torch.nn.Module | None = None
+        self.derived = []  # outputs that are made of charges, by derivatives most of them
+        self.response: torch.nn.Module | None = None
+        self.born_head: torch.nn.Module | None = None
+        self.predicts_born: bool = False
         self.feature_names = {}
         self.aliases = {}  # second names of outputs, in exported models
         self.energy_units = {}
@@ -78,6 +98,33 @@ class Readout(torch.nn.Module):
             self.labels.add_array(name, name.split("::")[-1])
         for name, target in densify_atomic_basis_dataset_info(dataset_info).targets.items():
             self.add_target(name, target)
+        self.add_response()
+
+    def add_response(self) -> None:
+        """Register what charges tell about polarisation, and the excess of Born charges.
+
+        :raises ValueError: for Born charges that are defined twice
+        """
+        predicted = BORN_CHARGE in self.heads or self.born_head is not None
+        self.predicts_born = predicted
+        if predicted and "charge" in self.outputs:
+            raise ValueError(
+                f"target '{BORN_CHARGE}': Born charges would be predicted as well as derived from "
+                f"the target '{ATOMIC_CHARGE}'. Leave one of them out, or switch on "
+                "architecture.model.charge_equilibration, whose charges both then train"
+            )
+        outputs = born_outputs() if predicted else {}
+        if "charge" in self.outputs:
+            self.response = ChargeResponse(sorted(self.dataset_info.atomic_types))
+            outputs = response_outputs(self.equilibrated, self.dataset_info.length_unit)
+        for name, output in outputs.items():
+            if name in self.heads or (name == BORN_CHARGE and predicted):
+                continue  # a target of its own
+            if not predicted:
+                self.derived.append(name)
+            if name not in self.dataset_info.targets:
+                self.outputs[name] = output
+                self.labels.add_tensor(name, COMPONENTS[name])
 
     def _declare(self, name: str, description: str, unit: str = "") -> None:
         self.outputs[name] = ModelOutput(unit=unit, sample_kind="atom", description=description)
@@ -91,16 +138,21 @@ class Readout(torch.nn.Module):
         """
         self._declare(name, target.description, target.unit)
         self.labels.add_target(name, target)
+        if name == BORN_CHARGE:
+            check_born_target(target)
         if self.equilibrated:
             if is_energy(name, target):
                 self.energy_units[name] = unit_conversion_factor("eV", target.unit or "eV")
-            if name == ATOMIC_CHARGE:
+            if name in (ATOMIC_CHARGE, BORN_CHARGE):
                 return
             if name == DIPOLE_MOMENT:
                 types, unit = sorted(self.dataset_info.atomic_types), self.dataset_info.length_unit
                 self.charge_dipole = ChargeDipole(target, types, unit)
                 if not self.hypers["charge_equilibration"]["atomic_dipoles"]:
                     return
+        if name == BORN_CHARGE and self.hypers["norms"] == "lorem-jax":
+            self.born_head = MatrixHead(self.hypers)
+            return
         self.heads[name] = TargetHead(name, target, self.hypers, self.num_stages)
         features = last_layer_features_name(name)
         self.feature_names[name] = features
@@ -121,6 +173,11 @@ class Readout(torch.nn.Module):
         :return: per output one array per block, ``[atoms, components ..., properties]``; without
             charge equilibration the output ``charge`` is what is predicted for atomic charges
         """
+        if graph.field is not None and (charges is None or self.dipole_moment in self.heads):
+            raise ValueError(
+                "an electric field is given to a model whose charges do not answer to it: it needs "
+                "charge_equilibration, without atomic_dipoles"
+            )
         values: dict[str, list[torch.Tensor]] = {}
         if "feature" in outputs:
             values["feature"] = [features.stages[-1]]
@@ -130,12 +187,18 @@ class Readout(torch.nn.Module):
                 hidden = head.last_layer_features(features.stages)
                 if self.feature_names[name] in outputs:
                     values[self.feature_names[name]] = [hidden]
-                if name in outputs or as_charge:
+                if (name in outputs and name != self.born_charge) or as_charge:
                     predicted = head(hidden, features.spherical, features.field)
                     if name in outputs:
                         values[name] = predicted
                     if as_charge:
                         values["charge"] = predicted
+        if self.predicts_born and (self.born_charge in outputs or self.born_excess in outputs):
+            born, excess = obey_sum_rule(self.predicted_born_charges(features), graph)
+            if self.born_charge in outputs:
+                values[self.born_charge] = [born.unsqueeze(3)]
+            if self.born_excess in outputs:
+                values[self.born_excess] = [excess.unsqueeze(3)]
         if charges is not None:
             if self.charge_dipole is not None and self.dipole_moment in outputs:
                 dipoles = self.charge_dipole(charges.charges, graph)
@@ -149,6 +212,68 @@ class Readout(torch.nn.Module):
                     values[name] = [charges.electronegativity.unsqueeze(1)]
                 elif name == "mtt::aux::hardness":
                     values[name] = [charges.hardness.unsqueeze(1)]
+        return values
+
+    def derives(self, outputs: dict[str, ModelOutput]) -> bool:
+        """
+        :param outputs: what is asked for
+        :return: whether any of it is made of charges, perhaps by derivatives
+        """
+        for name in self.derived:
+            if name in outputs:
+                return True
+        return False
+
+    def predict(self, target: str, features: Features) -> list[torch.Tensor]:
+        """
+        :param target: name of a target
+        :param features: of the atoms
+        :return: what its head predicts, one array per block, none if it has no head
+        """
+        values: list[torch.Tensor] = []
+        for name, head in self.heads.items():
+            if name == target:
+                hidden = head.last_layer_features(features.stages)
+                values = head(hidden, features.spherical, features.field)
+        return values
+
+    def predicted_born_charges(self, features: Features) -> torch.Tensor:
+        """
+        :param features: of the atoms
+        :return: before the sum rule ``[atoms, 3, 3]``, e
+        """
+        if self.born_head is not None:
+            return self.born_head(features.spherical, features.field)
+        return self.predict(self.born_charge, features)[0].squeeze(3)
+
+    def respond(
+        self,
+        q: torch.Tensor,
+        features: Features,
+        charges: Charges | None,
+        graph: Graph,
+        outputs: dict[str, ModelOutput],
+    ) -> dict[str, list[torch.Tensor]]:
+        """
+        :param q: charges ``[atoms]``, e
+        :param features: of the atoms
+        :param charges: of charge equilibration, if they are its
+        :param graph: of the batch, tracked
+        :param outputs: what is asked for
+        :return: what follows from charges, see :class:`.response.ChargeResponse`
+        """
+        values: dict[str, list[torch.Tensor]] = {}
+        dipoles: torch.Tensor | None = None
+        if self.charge_dipole is not None:
+            predicted = self.predict(self.dipole_moment, features)
+            if len(predicted) > 0:
+                dipoles = self.charge_dipole.in_charges(predicted[0])
+        asked: list[str] = []
+        for name in outputs:
+            if name in self.derived:
+                asked.append(name)
+        if self.response is not None:
+            values = self.response(q, dipoles, charges, graph, asked)
         return values
 
     def energies(

@@ -16,7 +16,7 @@ from .distributed import Processes
 from .files import Run, take_run
 from .memory import Size
 from .total_charges import TOTAL_CHARGE, TotalChargeCheck
-from .unscaled import LabelSpread, check_dipole, unscaled_targets
+from .unscaled import LabelSpread, check_born_charges, check_dipole, unscaled_targets
 
 
 def check_data(
@@ -62,6 +62,7 @@ def check_data(
                 digits.add(fields, f"s{structure[1:]}")
                 if model.readout.charge_dipole is not None:
                     check_dipole(fields, structure)
+                check_born_charges(fields, structure, model.total_charge)
                 if not training:
                     elements.check(system, structure)
                 elif has_labels:

@@ -1,6 +1,7 @@
 """Targets in their own units: no baseline, no scale."""
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -8,9 +9,15 @@ from metatensor.torch import TensorMap
 from metatrain.utils.abc import ModelInterface
 
 from ..heads.charges import DIPOLE_MOMENT
+from ..heads.response import BORN_CHARGE
 from .distributed import Processes
+from .total_charges import TOTAL_CHARGE
 
 Weights = dict[str, float | dict[int, float]]
+
+LARGEST_EXCESS = 0.1
+"""Of the sum of the Born charges of a structure over its total charge in e, which calculations do
+not exceed; labels of another structure, or a wrong total charge, do."""
 
 
 def unscaled_targets(model: ModelInterface) -> list[str]:
@@ -81,6 +88,31 @@ def check_dipole(fields: dict[str, Any], structure: str) -> None:
                 f"{structure} is periodic and has a dipole moment, which depends on the choice of "
                 f"the cell: set its '{DIPOLE_MOMENT}' to NaN"
             )
+
+
+def check_born_charges(fields: dict[str, Any], structure: str, default: float) -> None:
+    """Refuse Born charges that violate the sum rule.
+
+    :param fields: structure, labels and extra data
+    :param structure: what to call it in errors
+    :param default: total charge of structures without, e
+    :raises ValueError: where the sum over all atoms is no multiple of the unit matrix by the total
+        charge
+    """
+    if BORN_CHARGE not in fields:
+        return
+    total = default
+    if TOTAL_CHARGE in fields:
+        given = float(fields[TOTAL_CHARGE].block().values)
+        total = given if math.isfinite(given) else 0.0
+    born = fields[BORN_CHARGE].block().values.double().sum(dim=0).squeeze(2)
+    excess = float((born - total * torch.eye(3, dtype=born.dtype)).abs().max())
+    if excess > LARGEST_EXCESS:
+        raise ValueError(
+            f"{structure}: its Born charges ('{BORN_CHARGE}') sum to {born.tolist()} e, which is "
+            f"off by {excess:.3g} e from the total charge, {total:g} e, times the unit matrix (the "
+            "acoustic sum rule). Correct them or the total charge, or set them to NaN"
+        )
 
 
 def with_fixed(

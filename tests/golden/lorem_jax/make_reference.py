@@ -5,7 +5,8 @@ Needs lorem-jax and mpmath: ``python tests/golden/lorem_jax/make_reference.py``.
 * ``structures.xyz``, their order is ``info["name"]``'s;
 * ``SETTING/model/``: random weights as a lorem-jax checkpoint, settings as in ``SETTINGS`` below;
 * ``reference.npz``: ``SETTING/STRUCTURE/energy`` (eV, without the baseline), ``atomic_energies``,
-  ``forces`` (eV/Å), ``virial`` (dE/d(strain), eV);
+  ``forces`` (eV/Å), ``virial`` (dE/d(strain), eV); for ``born_charges``, which is a ``LoremBEC``,
+  ``apt`` (e, ``[atoms, displacement, polarisation]``);
 * ``e3x_binomials.npz``: binomial coefficients of 31 and 30 as e3x evaluates them.
 
 e3x takes the binomial coefficients of its Bernstein polynomials from ``jax.scipy.special.betaln``,
@@ -30,6 +31,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.scipy.special import betaln
 from lorem import Lorem
 from lorem.batching import to_batch
+from lorem.models.bec import LoremBEC
 from marathon.data.sample import Sample
 from marathon.io import to_dict, write_msgpack, write_yaml
 
@@ -47,6 +49,7 @@ SETTINGS = {
     ),
     "short_range": dict(SMALL, lr=False, num_message_passing=1, cutoff_fn="smooth_cutoff"),
     "zero_start": dict(SMALL, initialize_node_features=False, max_degree_lr=0, num_radial=1),
+    "born_charges": dict(SMALL, num_message_passing=1, max_degree=2, num_spherical_features=2),
 }
 BASELINE = {"elemental": {1: -13.5, 6: -1030.25, 8: -2041.0, 11: -4420.0, 17: -12520.5, 29: -7.125}}
 
@@ -163,7 +166,7 @@ def main() -> None:
     batch = make_batch(structures)
     ends = np.cumsum([len(atoms) for atoms in structures])
     for seed, (setting, hypers) in enumerate(SETTINGS.items()):
-        model = Lorem(**hypers)
+        model = LoremBEC(**hypers) if setting == "born_charges" else Lorem(**hypers)
         parameters = make_parameters(model, batch, seed)
         folder = FOLDER / setting / "model"
         shutil.rmtree(folder.parent, ignore_errors=True)
@@ -175,7 +178,10 @@ def main() -> None:
         parameters = {key: value.astype(np.float64) for key, value in parameters.items()}
         parameters = unflatten_dict(parameters)
         prediction = jax.jit(partial(model.predict, stress=True))(parameters, batch)
-        atomic_energies = np.asarray(jax.jit(model.energy)(parameters, batch)[1])
+        atomic_energies = jax.jit(model.energy)(parameters, batch)[1]
+        if setting == "born_charges":
+            atomic_energies = atomic_energies[0]
+        atomic_energies = np.asarray(atomic_energies)
         for i, (atoms, end) in enumerate(zip(structures, ends, strict=True)):
             prefix = f"{setting}/{atoms.info['name']}"
             rows = slice(end - len(atoms), end)
@@ -183,6 +189,8 @@ def main() -> None:
             results[f"{prefix}/atomic_energies"] = atomic_energies[rows]
             results[f"{prefix}/forces"] = np.asarray(prediction["forces"][rows])
             results[f"{prefix}/virial"] = np.asarray(prediction["stress"][i])
+            if "apt" in prediction:
+                results[f"{prefix}/apt"] = np.asarray(prediction["apt"][rows])
             rms = np.sqrt(np.mean(results[f"{prefix}/forces"] ** 2))
             print(f"{prefix}: {atomic_energies[rows].sum():.6f} eV, forces {rms:.3f} eV/Å")
     np.savez_compressed(FOLDER / "reference.npz", **results)

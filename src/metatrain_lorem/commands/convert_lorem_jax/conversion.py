@@ -13,21 +13,23 @@ import yaml
 from metatrain.composition import CompositionModel
 from metatrain.utils.architectures import check_architecture_options, get_default_hypers
 from metatrain.utils.data import DatasetInfo
-from metatrain.utils.data.target_info import get_energy_target_info
+from metatrain.utils.data.target_info import get_energy_target_info, get_generic_target_info
 from metatrain.utils.hypers import init_with_defaults
 from metatrain.utils.pydantic import MetatrainArchitectureValidationError
 
-from ...blocks.long_range import LongRange
 from ...documentation import LongRangeHypers, ModelHypers, check_hypers
+from ...heads.response import BORN_CHARGE
 from ...model import Lorem
-from ...nn.density import RadialMixing
-from ...nn.message_passing import MessagePassing
-from ...nn.mlp import Update
-from ...nn.tensor_dense import DegreeLinear, TensorDense, TensorProduct
 from ...trainer import Trainer
+from .weights import Loader
 
 ARCHITECTURE = "lorem.models.mlip.Lorem"
 BORN_CHARGES = "lorem.models.bec.LoremBEC"
+DEFAULTS = {
+    ARCHITECTURE: {},
+    BORN_CHARGES: {"equivariant_message_passing": False, "initialize_node_features": False},
+}
+"""Settings that a file may leave out, where their defaults differ from ours."""
 NAMES = {
     "cutoff": "cutoff",
     "max_degree": "max_degree",
@@ -41,6 +43,14 @@ NAMES = {
 }
 CUTOFF_FUNCTIONS = {"cosine_cutoff": "cosine", "smooth_cutoff": "smooth"}
 RADIAL_BASES = {"basic_bernstein": "bernstein"}
+BORN_TARGET = {
+    "quantity": "",
+    "unit": "e",
+    "type": {"cartesian": {"rank": 2}},
+    "sample_kind": "atom",
+    "num_subtargets": 1,
+    "description": "",
+}
 
 
 def convert(folder: str | Path, output: str | Path, full_isolated_potentials: bool = False) -> None:
@@ -60,7 +70,8 @@ def convert(folder: str | Path, output: str | Path, full_isolated_potentials: bo
     hypers = read_hypers(folder / "model.yaml")
     baseline = _read_baseline(folder / "baseline.yaml")
     parameters = read_parameters(folder / "model.msgpack")
-    model = build_model(hypers, baseline, parameters)
+    born_charges = read_model(folder / "model.yaml")[0] == BORN_CHARGES
+    model = build_model(hypers, baseline, parameters, born_charges)
     if full_isolated_potentials:
         _double_potentials(model)
     bias = model.readout.heads["energy"].invariants.last_layer.bias
@@ -75,23 +86,47 @@ def convert(folder: str | Path, output: str | Path, full_isolated_potentials: bo
 
 
 def build_model(
-    hypers: ModelHypers, baseline: dict[int, float], parameters: dict[str, np.ndarray]
+    hypers: ModelHypers,
+    baseline: dict[int, float],
+    parameters: dict[str, np.ndarray],
+    born_charges: bool = False,
 ) -> Lorem:
     """A model with given weights.
 
     :param hypers: model hypers
     :param baseline: energy in eV per atomic number
     :param parameters: arrays by their Flax path, joined by ``/``
+    :param born_charges: whether it predicts Born charges
     :return: the model, in double precision (sums of single-precision weights are exact)
     :raises ValueError: where weights are missing, left over or of another shape
     """
-    info = get_energy_target_info("energy", {"quantity": "energy", "unit": "eV"})
-    dataset_info = DatasetInfo("angstrom", sorted(baseline), {"energy": info})
+    targets = {"energy": get_energy_target_info("energy", {"quantity": "energy", "unit": "eV"})}
+    if born_charges:
+        targets[BORN_CHARGE] = get_generic_target_info(BORN_CHARGE, BORN_TARGET)
+    dataset_info = DatasetInfo("angstrom", sorted(baseline), targets)
     model = Lorem(hypers, dataset_info).to(torch.float64)
     with torch.no_grad():
-        _Loader(parameters).load(model)
+        Loader(parameters).load(model)
     _set_baseline(model.additive_models[0], baseline)
     return model
+
+
+def read_model(path: Path) -> tuple[str, dict[str, Any]]:
+    """
+    :param path: of ``model.yaml``
+    :return: name and settings of the model
+    :raises ValueError: for other models
+    """
+    settings = _read_yaml(path)
+    if not isinstance(settings, dict) or len(settings) != 1:
+        raise ValueError(f"{path} should hold one model, with its settings below its name")
+    name, values = next(iter(settings.items()))
+    if name not in DEFAULTS:
+        raise ValueError(f"{path}: {name} is neither of {', '.join(DEFAULTS)}")
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: below {name} there should be settings, not {values!r}")
+    return name, {**DEFAULTS[name], **values}
 
 
 def read_hypers(path: Path) -> ModelHypers:
@@ -100,17 +135,7 @@ def read_hypers(path: Path) -> ModelHypers:
     :return: the model hypers it stands for
     :raises ValueError: for other models and unknown settings
     """
-    settings = _read_yaml(path)
-    if not isinstance(settings, dict) or len(settings) != 1:
-        raise ValueError(f"{path} should hold one model, with its settings below its name")
-    name, values = next(iter(settings.items()))
-    if name == BORN_CHARGES:
-        raise ValueError(f"{path}: models with Born charges ({name}) can't be imported yet")
-    if name != ARCHITECTURE:
-        raise ValueError(f"{path}: {name} is not {ARCHITECTURE}")
-    values = {} if values is None else values
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: below {name} there should be settings, not {values!r}")
+    values = read_model(path)[1]
     hypers = init_with_defaults(ModelHypers)
     hypers["norms"] = "lorem-jax"
     for theirs, ours in NAMES.items():
@@ -171,139 +196,6 @@ def read_parameters(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} does not hold a tree of parameters")
     flatten(tree, "")
     return parameters
-
-
-class _Loader:
-    """Hands out the arrays in the order in which lorem-jax's model makes its modules: Flax numbers
-    the modules of each class from zero."""
-
-    def __init__(self, parameters: dict[str, np.ndarray]) -> None:
-        self.left = dict(parameters)
-        self.counts: dict[str, int] = {}
-
-    def load(self, model: Lorem) -> None:
-        short_range = model.short_range
-        path = "params/Initial_0/ChemicalEmbedding_0/Embed_0/embedding"
-        table = self.array(path)
-        if table.shape[1] != short_range.embedding.embedding_dim:
-            raise ValueError(f"{path} has shape {list(table.shape)}")
-        if max(model.atomic_types) >= len(table):
-            raise ValueError(f"{path} ends at atomic number {len(table) - 1}")
-        short_range.embedding.weight.copy_(table[model.atomic_types])
-
-        mixing = self.next("RadialCoefficients")
-        if short_range.initialize_node_features:
-            self.linear(short_range.initial, self.next("Dense"))
-        density = short_range.density
-        self.mixing(density.mixing, mixing)
-        self.linear(density.scalar, self.next("Dense"))
-        self.update(short_range.neighbor_update, self.next("Update"))
-        self.linear(density.spherical, self.next("Dense"))
-        self.tensor_dense(short_range.density_product, self.next("TensorDense"))
-        self.update(short_range.norm_update, self.next("Update"))
-        self.energy_mlp(model, 0)
-        for i, step in enumerate(short_range.message_passing):
-            self.message_passing(step)
-            self.energy_mlp(model, i + 1)
-        if model.long_range is not None:
-            self.long_range(model.long_range)
-            self.energy_mlp(model, model.readout.num_stages - 1)
-        if self.left:
-            shapes = {key: list(value.shape) for key, value in self.left.items()}
-            raise ValueError(f"weights that the model has no place for: {shapes}")
-
-    def next(self, name: str) -> str:
-        number = self.counts.get(name, 0)
-        self.counts[name] = number + 1
-        return f"params/{name}_{number}"
-
-    def array(self, path: str) -> torch.Tensor:
-        if path not in self.left:
-            raise ValueError(f"the checkpoint lacks {path}, or it is used already")
-        return torch.from_numpy(np.array(self.left.pop(path)))
-
-    def copy(self, parameter: torch.Tensor, path: str, transpose: bool = False) -> None:
-        array = self.array(path)
-        expected = parameter.shape[::-1] if transpose else parameter.shape
-        if array.shape != expected:
-            raise ValueError(f"{path} has shape {list(array.shape)} instead of {list(expected)}")
-        parameter.copy_(array.T if transpose else array)
-
-    def linear(self, module: torch.nn.Linear, path: str) -> None:
-        self.copy(module.weight, f"{path}/kernel", transpose=True)
-        if module.bias is not None:
-            self.copy(module.bias, f"{path}/bias")
-
-    def mlp(self, module: torch.nn.Sequential, path: str) -> None:
-        layers = [layer for layer in module if isinstance(layer, torch.nn.Linear)]
-        for i, layer in enumerate(layers):
-            self.linear(layer, f"{path}/Dense_{i}")
-
-    def mixing(self, module: RadialMixing, path: str) -> None:
-        self.mlp(module.mlp, f"{path}/MLP_0")
-
-    def update(self, module: Update, path: str) -> None:
-        self.mlp(module.input_mlp, f"{path}/MLP_0")
-        self.mlp(module.feature_mlp, f"{path}/MLP_1")
-        for i, norm in enumerate((module.input_norm, module.feature_norm)):
-            self.copy(norm.weight, f"{path}/LayerNorm_{i}/scale")
-            self.copy(norm.bias, f"{path}/LayerNorm_{i}/bias")
-
-    def degree_linear(self, module: DegreeLinear, path: str) -> None:
-        for degree in range(module.weight.shape[0]):
-            parity = "+" if degree % 2 == 0 else "-"
-            self.copy(module.weight[degree], f"{path}/{degree}{parity}/kernel")
-
-    def product(self, module: TensorProduct, path: str) -> None:
-        kernel = self.array(f"{path}/kernel")
-        degrees = [degree + 1 for degree in module.max_degrees]
-        expected = [1, degrees[0], 1, degrees[1], 1, degrees[2], module.weight.shape[1]]
-        if list(kernel.shape) != expected:
-            raise ValueError(f"{path}/kernel has shape {list(kernel.shape)} instead of {expected}")
-        for i, (l1, l2, l3) in enumerate(module.paths):
-            module.weight[i] = kernel[0, l1, 0, l2, 0, l3]
-
-    def tensor_dense(self, module: TensorDense, path: str) -> None:
-        self.degree_linear(module.linear, f"{path}/dense")
-        self.product(module.product, f"{path}/tensor")
-
-    def message_passing(self, step: MessagePassing) -> None:
-        self.mixing(step.mixing, self.next("RadialCoefficients"))
-        self.linear(step.scalar, self.next("Dense"))
-        self.update(step.update, self.next("Update"))
-        if step.spherical is not None:
-            self.linear(step.spherical.coefficients, self.next("Dense"))
-            path = self.next("MessagePass")
-            self.degree_linear(step.spherical.filter, f"{path}/filter")
-            self.product(step.spherical.message_product, f"{path}/tensor")
-            self.degree_linear(step.spherical.atom_linear, self.next("Dense"))
-            self.degree_linear(step.spherical.message_linear, self.next("Dense"))
-            self.product(step.spherical.product, self.next("Tensor"))
-            self.update(step.norm_update, self.next("Update"))
-
-    def long_range(self, block: LongRange) -> None:
-        self.mlp(block.scalar_charge, self.next("MLP"))
-        self.tensor_dense(block.spherical_charges, self.next("TensorDense"))
-        self.degree_linear(block.potential_linear, self.next("Dense"))
-        self.product(block.product, self.next("Tensor"))
-        self.update(block.update, self.next("Update"))
-
-    def energy_mlp(self, model: Lorem, stage: int) -> None:
-        """The last layers of all stages are one linear map here, with one bias."""
-        head = model.readout.heads["energy"].invariants
-        path = self.next("MLP")
-        self.linear(head.stages[stage][0], f"{path}/Dense_0")
-        self.linear(head.stages[stage][2], f"{path}/Dense_1")
-        d = head.stages[stage][2].out_features
-        self.copy(
-            head.last_layer.weight[:, stage * d : (stage + 1) * d].T, f"{path}/Dense_2/kernel"
-        )
-        if stage == 0:
-            head.last_layer.bias.zero_()
-        bias = self.array(f"{path}/Dense_2/bias")
-        if bias.shape != head.last_layer.bias.shape:
-            raise ValueError(f"{path}/Dense_2/bias has shape {list(bias.shape)} instead of [1]")
-        head.last_layer.bias.add_(bias)
 
 
 def _model_folder(folder: Path) -> Path:

@@ -11,6 +11,7 @@ from metatrain.utils.data.target_info import (
     is_auxiliary_output,
 )
 
+from ...heads.response import POLARIZATION
 from . import labels
 
 logger = logging.getLogger(__name__)
@@ -69,13 +70,15 @@ def find_comparisons(
         stress = Comparison(False, "eV/Å³", labels.stresses(structures, keys.stress))
         if not all(np.isnan(x).all() for x in stress.references):
             found[STRESS] = stress
+    dipole = dipole_output(capabilities)
     for name, output in capabilities.outputs.items():
         if not is_target(name, capabilities) or name == energy:
             continue
         key = keys.of(name)
         if name == CHARGE:
             comparison = Comparison(True, "e", labels.atomic_charges(structures, key))
-        elif name == DIPOLE:
+        elif name == dipole:
+            key = keys.outputs.get(name, keys.of(DIPOLE))
             comparison = Comparison(False, "e Å", labels.dipoles(structures, key))
         else:
             values, per_atom = labels.others(structures, key)
@@ -85,6 +88,15 @@ def find_comparisons(
         else:
             found[name] = comparison
     return found
+
+
+def dipole_output(capabilities: ModelCapabilities) -> str:
+    """
+    :param capabilities: of the model
+    :return: output that dipole moments are compared with: where they are no target, what charges
+        make
+    """
+    return DIPOLE if DIPOLE in capabilities.outputs else POLARIZATION
 
 
 def is_target(name: str, capabilities: ModelCapabilities) -> bool:

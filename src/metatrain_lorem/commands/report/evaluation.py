@@ -30,7 +30,7 @@ from metatrain.utils.system_data import get_system_data_transform
 
 from ...inspection import built_in_charge, find_modules, other_charges
 from . import labels
-from .comparisons import CHARGE, DIPOLE, STRESS, Comparison, find_comparisons
+from .comparisons import CHARGE, STRESS, Comparison, dipole_output, find_comparisons
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def evaluate(
             f"{test_path} holds nothing to compare the outputs of {model_path} with: {outputs}"
         )
 
-    systems = _systems(structures, model, test_path)
+    systems, dipole = _systems(structures, model, test_path), dipole_output(capabilities)
     predicted_energies, predicted_forces = _predict(model, energy, systems, compared)
     symbol = np.concatenate([atoms.get_chemical_symbols() for atoms in structures])
     elements = sorted(set(symbol.tolist()))
@@ -131,7 +131,7 @@ def evaluate(
         charge=np.array(labels.total_charges(structures)),
         symbol=symbol,
         structure=np.repeat(np.arange(len(structures)), [len(atoms) for atoms in structures]),
-        others={n: x for n, x in compared.items() if n not in (STRESS, CHARGE, DIPOLE)},
+        others={n: x for n, x in compared.items() if n not in (STRESS, CHARGE, dipole)},
     )
     if has_energies:
         evaluation.energy = energies
@@ -146,9 +146,9 @@ def evaluate(
     if CHARGE in compared:
         evaluation.atomic_charges = compared[CHARGE].reference.flatten()
         evaluation.predicted_atomic_charges = compared[CHARGE].predicted.flatten()
-    if DIPOLE in compared:
-        evaluation.dipoles = compared[DIPOLE].reference
-        evaluation.predicted_dipoles = compared[DIPOLE].predicted
+    if dipole in compared:
+        evaluation.dipoles = compared[dipole].reference
+        evaluation.predicted_dipoles = compared[dipole].predicted
     return evaluation
 
 
@@ -197,7 +197,7 @@ def _predict(
                 logger.warning("%s has several blocks and is not compared", name)
                 del compared[name]
                 continue
-            elif name == DIPOLE:
+            elif name == dipole_output(capabilities):
                 predicted = _dipole(outputs[name].block(), capabilities.outputs[name].unit)
             else:
                 predicted = outputs[name].block().values.detach().cpu().numpy()

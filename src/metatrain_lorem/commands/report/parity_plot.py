@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from ...heads.response import BORN_CHARGE
 from .evaluation import Evaluation
 from .table import errors
 
@@ -93,6 +94,10 @@ def _panels(evaluation: Evaluation) -> dict[str, tuple[str, np.ndarray, np.ndarr
             f"{overall['dipole RMSE (me Å)']:.3g} me Å",
         )
     for name, other in evaluation.others.items():
+        if name == BORN_CHARGE:
+            error = f"{overall['Born charge RMSE (me)']:.3g} me"
+            panels["Born charges"] = ("e", other.reference, other.predicted, error)
+            continue
         unit = f" ({other.unit})" if other.unit else ""
         error = f"{overall[f'{name} RMSE{unit}']:.3g} {other.unit}"
         panels[name] = (other.unit, other.reference, other.predicted, error)

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ...heads.response import BORN_CHARGE
 from .evaluation import Evaluation
 
 
 def errors(evaluation: Evaluation) -> list[dict[str, str | int | float]]:
-    """Rows of the table: all structures, each element (forces, charges), each total charge.
+    """Rows of the table: all structures, each element (forces, charges), each total charge, each
+    component of dipole moments and Born charges.
 
     :return: one dictionary per row, column -> value, with the same columns in all rows: those that
         the evaluation has; missing (NaN) labels are left out
@@ -34,11 +36,16 @@ def errors(evaluation: Evaluation) -> list[dict[str, str | int | float]]:
             "atoms": int(chosen_atoms.sum()),
         }
         for quantity in quantities:
-            chosen = quantity.differences[chosen_atoms if quantity.per_atom else chosen_structures]
-            unit = f" ({quantity.unit})" if quantity.unit else ""
-            row[f"{quantity.title} RMSE{unit}"] = _rmse(chosen)
-            row[f"{quantity.title} MAE{unit}"] = _mae(chosen)
+            row |= quantity.columns(chosen_atoms if quantity.per_atom else chosen_structures)
         rows.append(row)
+    nobody = np.zeros(len(evaluation.symbol), dtype=bool)
+    for quantity in quantities:
+        for k, component in enumerate(quantity.components):
+            row = {**rows[0], "group": f"{quantity.title} {component}"}
+            for other in quantities:
+                row |= other.columns(nobody if other.per_atom else nothing)
+            row |= quantity.columns(slice(None), k)
+            rows.append(row)
     return rows
 
 
@@ -75,10 +82,29 @@ class _Quantity:
     predicted: np.ndarray
     factor: float | np.ndarray = 1e3
     """from the unit of labels to that of errors"""
+    components: tuple[str, ...] = ()
+    """names of those that are also told one by one"""
 
     @property
     def differences(self) -> np.ndarray:
         return self.factor * (self.predicted - self.reference)
+
+    def columns(
+        self, rows: np.ndarray | slice, component: int | slice = slice(None)
+    ) -> dict[str, float]:
+        """Errors of some structures or atoms, in all components or one."""
+        differences = self.differences[rows]
+        if self.components:
+            differences = differences[:, component]
+        unit = f" ({self.unit})" if self.unit else ""
+        found = {
+            f"{self.title} RMSE{unit}": _rmse(differences),
+            f"{self.title} MAE{unit}": _mae(differences),
+        }
+        if self.components:
+            reference = self.reference[rows][:, component]
+            found[f"{self.title} R²"] = _r2(differences / self.factor, reference)
+        return found
 
 
 def _quantities(evaluation: Evaluation) -> list[_Quantity]:
@@ -95,10 +121,16 @@ def _quantities(evaluation: Evaluation) -> list[_Quantity]:
         charges = (x.atomic_charges, x.predicted_atomic_charges)
         found.append(_Quantity("charge", "me", True, *charges))
     if x.dipoles is not None:
-        found.append(_Quantity("dipole", "me Å", False, x.dipoles, x.predicted_dipoles))
+        dipoles = (x.dipoles, x.predicted_dipoles)
+        found.append(_Quantity("dipole", "me Å", False, *dipoles, components=tuple("xyz")))
     for name, other in x.others.items():
-        values = (other.reference, other.predicted, 1.0)
-        found.append(_Quantity(name, other.unit, other.per_atom, *values))
+        values = (other.reference, other.predicted)
+        if name == BORN_CHARGE:
+            # of the displacement and of the polarisation
+            components = tuple(a + b for a in "xyz" for b in "xyz")
+            found.append(_Quantity("Born charge", "me", True, *values, components=components))
+        else:
+            found.append(_Quantity(name, other.unit, other.per_atom, *values, factor=1.0))
     return found
 
 
@@ -112,10 +144,20 @@ def _mae(differences: np.ndarray) -> float:
     return float(np.mean(np.abs(known))) if len(known) else np.nan
 
 
+def _r2(differences: np.ndarray, reference: np.ndarray) -> float:
+    known = ~np.isnan(differences)
+    if not known.any():
+        return np.nan
+    spread = np.sum((reference[known] - reference[known].mean()) ** 2)
+    return float(1.0 - np.sum(differences[known] ** 2) / spread) if spread > 0.0 else np.nan
+
+
 def format_table(rows: list[dict[str, str | int | float]]) -> str:
     """The rows of :func:`errors` as a Markdown table."""
 
-    def cell(value: str | int | float) -> str:
+    def cell(value: str | int | float, column: str) -> str:
+        if isinstance(value, float) and column.endswith("R²"):
+            return "" if np.isnan(value) else f"{value:.4f}"
         if isinstance(value, float):
             # targets come in all units
             small = 1e-9 < value < 0.01
@@ -123,7 +165,7 @@ def format_table(rows: list[dict[str, str | int | float]]) -> str:
         return str(value)
 
     columns = list(rows[0])
-    lines = [columns] + [[cell(row[column]) for column in columns] for row in rows]
+    lines = [columns] + [[cell(row[column], column) for column in columns] for row in rows]
     widths = [max(len(line[k]) for line in lines) for k in range(len(columns))]
     lines.insert(1, ["-" * (width - 1) + ":" for width in widths])
     padded = ([text.rjust(width) for text, width in zip(x, widths, strict=True)] for x in lines)

@@ -45,6 +45,8 @@ class Equilibrium(NamedTuple):
     residual: torch.Tensor  # [atoms] electronegativity plus A times charges, e/length
     operators: list[ChargeOperator]  # their matrices A
     structures: list[int]  # their numbers
+    chi: torch.Tensor  # [atoms] electronegativities of all structures, e/length
+    solver: Solver
 
 
 def choose_solver(interactions: Interactions, solver: Solver) -> tuple[list[int], list[int]]:
@@ -148,12 +150,12 @@ def equilibrate(
         residual=residual,
         operators=operators,
         structures=iterative,
+        chi=chi,
+        solver=solver,
     )
 
 
-def response(
-    energy: torch.Tensor, equilibrium: Equilibrium, first: list[int], solver: Solver
-) -> torch.Tensor:
+def response(energy: torch.Tensor, equilibrium: Equilibrium, first: list[int]) -> torch.Tensor:
     r"""
     In TorchScript: what lets the first derivatives of an energy know that charges respond.
 
@@ -165,7 +167,6 @@ def response(
     :param energy: sum over all structures, in any unit, a scalar
     :param equilibrium: the charges it was made of
     :param first: first atom of each structure, and the number of all atoms
-    :param solver: how to solve
     :return: per structure, to be added to the energies, ``[systems]``
     """
     like = equilibrium.constants
@@ -181,7 +182,7 @@ def response(
         multiplier = respond(
             detached(equilibrium.operators[n]),
             g,
-            limits_of(solver, g),
+            limits_of(equilibrium.solver, g),
             f"structure {s} of the batch (response of the charges)",
         )
         r = equilibrium.residual[begin:end]

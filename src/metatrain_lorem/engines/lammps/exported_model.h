@@ -12,6 +12,7 @@
 #include <metatomic/torch.hpp>
 
 #include <algorithm>
+#include <array>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -39,6 +40,9 @@ struct Structure {
   bool periodic[3];
   std::vector<Pairs> pairs;       // of each neighbor list that the model asks for
   int selected;                   // the first ones, whose energies count
+  std::optional<std::array<double, 3>> field;    // electric, V/Å
+
+  bool isolated() const { return !periodic[0] && !periodic[1] && !periodic[2]; }
 };
 
 struct Wanted {
@@ -51,6 +55,7 @@ struct Results {
   double energy;
   std::vector<double> energies, charges;          // of the selected atoms, if wanted
   std::vector<double> by_positions, by_strain;    // derivatives of the energy
+  std::vector<double> field_forces;    // eV/Å, beside those, on periodic structures in a field
 };
 
 class ExportedModel {
@@ -104,7 +109,8 @@ class ExportedModel {
   }
 
   const std::vector<int64_t> &types() const { return capabilities->atomic_types; }
-  bool has_charges() const { return capabilities->outputs().contains("charge"); }
+  bool has_charges() const { return has("charge"); }
+  bool has(const char *output) const { return capabilities->outputs().contains(output); }
 
   std::string describe() const
   {
@@ -121,6 +127,8 @@ class ExportedModel {
     torch::Dict<std::string, metatomic_torch::ModelOutput> requested;
     requested.insert(energy_name, output(energy_unit, wanted.energies ? "atom" : "system"));
     if (wanted.charges) requested.insert("charge", output("e", "atom"));
+    const bool first_order = structure.field && !structure.isolated();
+    if (first_order) requested.insert(born_charge, output("e", "atom"));
     torch::optional<metatensor_torch::Labels> selected;
     if (structure.selected < count) {
       auto atoms = torch::zeros({structure.selected, 2}, torch::kInt32);
@@ -145,8 +153,17 @@ class ExportedModel {
     if (wanted.strain) results.by_strain = values(gradients[1], 9);
     if (wanted.energies) results.energies = of_atoms(outputs.at(energy_name), structure.selected);
     if (wanted.charges) results.charges = of_atoms(outputs.at("charge"), structure.selected);
+    if (first_order) {
+      const auto born = block(outputs.at(born_charge))->values().detach().squeeze(-1);
+      const auto forces = born.matmul(numbers(structure.field->data(), {3}).to(born.dtype()));
+      results.field_forces = values(forces, 3 * count);
+    }
     return results;
   }
+
+  // The first index of Born charges is the displacement's.
+  static constexpr const char *born_charge = "mtt::born_effective_charge";
+  static constexpr const char *polarizability = "mtt::polarizability";
 
   std::string energy_unit;
   bool check_consistency = false;
@@ -211,7 +228,19 @@ class ExportedModel {
       result->add_neighbor_list(options[i], neighbors);
     }
     if (total_charge) result->add_data("charge", charge_map());
+    if (structure.field && structure.isolated())
+      result->add_data("mtt::electric_field", field_map(*structure.field));
     return result;
+  }
+
+  metatensor_torch::TensorMap field_map(const std::array<double, 3> &field) const
+  {
+    auto block = torch::make_intrusive<Block>(
+        numbers(field.data(), {1, 3, 1}), Labels::range("system", 1)->to(device),
+        std::vector<metatensor_torch::Labels>{Labels::range("xyz", 3)->to(device)},
+        Labels::range("electric_field", 1)->to(device));
+    return torch::make_intrusive<Map>(Labels::single()->to(device),
+                                      std::vector<metatensor_torch::TensorBlock>{block});
   }
 
   metatensor_torch::TensorBlock pair_block(const Pairs &pairs) const

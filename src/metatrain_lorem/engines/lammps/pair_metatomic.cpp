@@ -10,12 +10,14 @@
 #include "domain.h"
 #include "error.h"
 #include "force.h"
+#include "input.h"
 #include "memory.h"
 #include "modify.h"
 #include "neigh_list.h"
 #include "neighbor.h"
 #include "pair.h"
 #include "update.h"
+#include "variable.h"
 
 #include "exported_model.h"
 
@@ -54,6 +56,8 @@ class PairMetatomic : public Pair {
   };
 
   void check_exclusions() const;
+  void check_field();
+  std::optional<std::array<double, 3>> electric_field() const;
   Geometry geometry() const;
   Structure structure(const Geometry &geometry) const;
   Pairs pairs(const ExportedModel::NeighborList &wanted, const Geometry &geometry) const;
@@ -64,6 +68,7 @@ class PairMetatomic : public Pair {
   double cutoff = 0.0;               // of all neighbor lists, Å
   std::vector<int> model_type;       // of LAMMPS's types, which start at 1
 
+  std::vector<std::string> field;    // three numbers or names of variables, V/Å, or none
   std::vector<double> charges;       // of the local atoms, of the last evaluation if it had any
   bool warned = false;               // about charges in minimizations
 };
@@ -115,10 +120,21 @@ void PairMetatomic::settings(int narg, char **arg)
   if (narg < 1) error->all(FLERR, "pair_style metatomic needs an exported model: metatomic FILE.pt");
   path = arg[0];
   bool check_consistency = false;
+  field.clear();
   std::optional<double> total_charge;
   std::optional<std::string> on_device, extensions, variant;
   for (int i = 1; i < narg; i += 2) {
     const std::string key = arg[i];
+    if (key == "electric_field") {
+      if (i + 3 >= narg)
+        error->all(FLERR, "pair_style metatomic: electric_field needs three numbers or equal-style "
+                          "variables (v_name), in V/Å");
+      field.assign(arg + i + 1, arg + i + 4);
+      for (const auto &component : field)
+        if (component.rfind("v_", 0) != 0) utils::numeric(FLERR, component, false, lmp);
+      i += 2;
+      continue;
+    }
     if (i + 1 == narg) error->all(FLERR, "pair_style metatomic: keyword {} lacks its value", key);
     const std::string value = arg[i + 1];
     if (key == "device") {
@@ -133,7 +149,7 @@ void PairMetatomic::settings(int narg, char **arg)
       variant = value;
     } else {
       error->all(FLERR, "pair_style metatomic: unknown keyword {}; this style knows device, "
-                        "extensions, check_consistency, total_charge, variant", key);
+                        "extensions, check_consistency, total_charge, variant, electric_field", key);
     }
   }
 
@@ -223,6 +239,41 @@ void PairMetatomic::check_exclusions() const
                       "(fix gcmc, fix widom)");
 }
 
+void PairMetatomic::check_field()
+{
+  if (field.empty()) return;
+  for (const auto &component : field) {
+    if (component.rfind("v_", 0) != 0) continue;
+    const int variable = input->variable->find(component.c_str() + 2);
+    if (variable < 0 || !input->variable->equalstyle(variable))
+      error->all(FLERR, "pair_style metatomic: electric_field {} is no equal-style variable",
+                 component);
+  }
+  if (comm->nprocs > 1)
+    error->all(FLERR, "pair_style metatomic: an electric_field needs all atoms on one process");
+  const bool isolated = !domain->xperiodic && !domain->yperiodic && !domain->zperiodic;
+  const char *needed = isolated ? ExportedModel::polarizability : ExportedModel::born_charge;
+  if (!model->has(needed))
+    error->all(FLERR, "pair_style metatomic: electric_field is given, but the model {} has no "
+                      "output {}: its charges do not answer to a field", path, needed);
+  if (!isolated && comm->me == 0)
+    error->warning(FLERR, "electric_field: forces on a periodic system are Born charges times the "
+                          "field, to first order; its energy and virial do not contain the field");
+}
+
+std::optional<std::array<double, 3>> PairMetatomic::electric_field() const
+{
+  if (field.empty()) return std::nullopt;
+  std::array<double, 3> result;
+  for (int k = 0; k < 3; k++) {
+    if (field[k].rfind("v_", 0) == 0)
+      result[k] = input->variable->compute_equal(input->variable->find(field[k].c_str() + 2));
+    else
+      result[k] = utils::numeric(FLERR, field[k], false, lmp);
+  }
+  return result;
+}
+
 void PairMetatomic::init_style()
 {
   if (domain->dimension != 3) error->all(FLERR, "pair_style metatomic needs dimension 3");
@@ -235,7 +286,9 @@ void PairMetatomic::init_style()
   if (comm->me == 0 && !modify->get_fix_by_style("^efield").empty())
     error->warning(FLERR, "fix efield acts on the charges q of LAMMPS's atoms, which pair_style "
                           "metatomic neither reads nor sets, not on the charges of the model: the "
-                          "model does not feel the field");
+                          "model does not feel the field. Its own is pair_style metatomic … "
+                          "electric_field Ex Ey Ez");
+  check_field();
   warned = false;
   int flags = NeighConst::REQ_FULL;
   ghostneigh = 0;
@@ -297,7 +350,7 @@ Structure PairMetatomic::structure(const Geometry &geometry) const
                    {{domain->xprd, 0.0, 0.0},
                     {domain->xy, domain->yprd, 0.0},
                     {domain->xz, domain->yz, domain->zprd}},
-                   {}, {}, atom->nlocal};
+                   {}, {}, atom->nlocal, electric_field()};
   for (int i = 0; i < geometry.count; i++) result.types.push_back(model_type[atom->type[i]]);
   for (int k = 0; k < 3; k++) {
     result.periodic[k] = domain->periodicity[k] && comm->nprocs == 1;
@@ -359,6 +412,8 @@ void PairMetatomic::compute(int eflag, int vflag)
   });
   for (size_t i = 0; i < results.by_positions.size(); i++)
     atom->f[0][i] -= results.by_positions[i];
+  for (size_t i = 0; i < results.field_forces.size(); i++)
+    atom->f[0][i] += force->qe2f * results.field_forces[i];
   if (eflag_global) eng_vdwl += results.energy;
   for (size_t i = 0; i < results.energies.size(); i++) eatom[i] += results.energies[i];
   if (vflag_global) {

@@ -1,0 +1,198 @@
+"""Electric fields in ASE: forces against finite differences of the energy in the field."""
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.calculators.calculator import PropertyNotImplementedError
+from metatomic.torch import ModelOutput
+from metatrain.utils.data.target_info import get_energy_target_info, get_generic_target_info
+
+from metatrain_lorem.engines.ase import FieldCalculator
+
+FIELD = np.array([0.11, -0.07, 0.05])
+BORN = "mtt::born_effective_charge"
+ENERGY = {"energy": get_energy_target_info("energy", {"unit": "eV"})}
+
+pytestmark = pytest.mark.usefixtures("interpreted")
+
+
+def calculator(lorem, folder, targets=None, conditional=True, **entries):
+    hypers = {"enable": True, "tolerance": 1e-12, **entries}
+    model = lorem.new_model(
+        targets, charge_equilibration=hypers, conditional=conditional, long_range={"enable": False}
+    )
+    model.export().save(str(folder / "model.pt"))
+    return FieldCalculator(folder / "model.pt", check_consistency=True)
+
+
+def molecule(lorem, charge=0.0, field=FIELD):
+    atoms = lorem.frames["molecule"].copy()
+    atoms.info.update(charge=charge, electric_field=field)
+    return atoms
+
+
+def output(atoms, name, kind="system"):
+    outputs = {name: ModelOutput(sample_kind=kind)}
+    atoms.calc._model.field = atoms.info.get("electric_field")
+    return atoms.calc.run_model(atoms, outputs)[name].block().values[..., 0].detach().numpy()
+
+
+@pytest.mark.parametrize("charge", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"solver": "dense"},
+        {"solver": "iterative", "energy": "celli"},
+        pytest.param({"solver": "iterative"}, marks=pytest.mark.slow),
+        pytest.param({"solver": "dense", "energy": "celli"}, marks=pytest.mark.slow),
+    ],
+    ids=lambda options: "-".join(options.values()),
+)
+def test_forces(lorem, tmp_path, options, charge):
+    """Far from the origin too, where an ion has a large energy."""
+    atoms = molecule(lorem, charge)
+    atoms.positions += [30.0, -20.0, 10.0]
+    atoms.calc = calculator(lorem, tmp_path, **options)
+    forces, h = atoms.get_forces(), 1e-4
+    start = atoms.positions.copy()
+    for i, beta in ((0, 0), (3, 1), (5, 2)):
+        numerical = 0.0
+        for steps, weight in ((-2, 1), (-1, -8), (1, 8), (2, -1)):
+            atoms.positions = start
+            atoms.positions[i, beta] += steps * h
+            numerical -= weight * atoms.get_potential_energy() / (12 * h)
+        assert forces[i, beta] == pytest.approx(numerical, abs=1e-7)
+    atoms.positions = start
+    # the field pulls the ion as a whole
+    np.testing.assert_allclose(forces.sum(axis=0), charge * FIELD, atol=1e-9)
+    del atoms.info["electric_field"]
+    assert abs(atoms.get_forces() - forces).max() > 0.01
+
+
+def test_energy_of_charges_in_a_field(lorem, tmp_path):
+    """Without features that know the charges, it is what these minimise: its derivative by the
+    field is the polarisation, and that of the polarisation the polarisability."""
+    targets = {"mtt::nothing": get_energy_target_info("mtt::nothing", {"unit": "eV"}), **ENERGY}
+    model = lorem.new_model(
+        targets,
+        charge_equilibration={"enable": True},
+        conditional=True,
+        long_range={"enable": False},
+    )
+    for head in model.readout.heads.values():
+        head.invariants.last_layer.weight.data.zero_()
+    model.export().save(str(tmp_path / "model.pt"))
+    atoms = molecule(lorem, 1.0)
+    atoms.positions -= atoms.get_center_of_mass()
+    atoms.calc = FieldCalculator(tmp_path / "model.pt")
+    polarization = output(atoms, "mtt::polarization")[0]
+    polarizability = output(atoms, "mtt::polarizability")[0] / 14.399645
+    h = 1e-3
+    for alpha in range(3):
+        energies, polarizations = [], []
+        for sign in (-1, 1):
+            field = FIELD.copy()
+            field[alpha] += sign * h
+            atoms.info["electric_field"] = field
+            energies.append(atoms.get_potential_energy())
+            polarizations.append(output(atoms, "mtt::polarization")[0])
+        slope = (energies[1] - energies[0]) / (2 * h)
+        assert slope == pytest.approx(-polarization[alpha], abs=1e-8)
+        change = (polarizations[1] - polarizations[0]) / (2 * h)
+        np.testing.assert_allclose(change, polarizability[:, alpha], atol=1e-8)
+
+
+def test_units(lorem, tmp_path):
+    """A model in bohr and kcal/mol: the same field in V/Å."""
+    bohr = 1 / 0.529177210903
+    energies, forces = [], []
+    for unit, energy, factor in (("angstrom", "eV", 1.0), ("bohr", "kcal/mol", bohr)):
+        model = lorem.new_model(
+            {"energy": get_energy_target_info("energy", {"unit": energy})},
+            charge_equilibration={"enable": True},
+            length_unit=unit,
+            conditional=True,
+            cutoff=4.0 * factor,
+            long_range={"enable": False},
+        )
+        for head in model.readout.heads.values():
+            head.invariants.last_layer.weight.data.zero_()
+        energies.append(model)
+    energies[1].load_state_dict(energies[0].state_dict())
+    for number, model in enumerate(energies):
+        model.export().save(str(tmp_path / f"{number}.pt"))
+        atoms = molecule(lorem, 1.0)
+        atoms.calc = FieldCalculator(tmp_path / f"{number}.pt")
+        forces.append([atoms.get_potential_energy(), *atoms.get_forces().flatten()])
+    np.testing.assert_allclose(forces[1], forces[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("boundary", ["bulk", "slab"])
+def test_periodic(lorem, tmp_path, boundary):
+    """Forces to first order; no energy, no stress, and nothing left from without the field."""
+    atoms = lorem.frames[boundary].copy()
+    atoms.info["charge"] = 0.0
+    atoms.calc = calculator(lorem, tmp_path)
+    without = atoms.get_forces()
+    energy = atoms.get_potential_energy()
+    born = output(atoms, BORN, "atom")
+    atoms.info["electric_field"] = FIELD
+    expected = without + np.einsum("iba,a->ib", born, FIELD)
+    for _ in range(2):
+        np.testing.assert_allclose(atoms.get_forces(), expected, atol=1e-10)
+        assert abs(expected - without).max() > 0.01
+        with pytest.raises(
+            PropertyNotImplementedError, match="energy of a periodic structure in an"
+        ):
+            atoms.get_potential_energy()
+    with pytest.raises(PropertyNotImplementedError, match="stress of a periodic structure"):
+        atoms.get_stress()
+    atoms.info["electric_field"] = [0, 0, 0]
+    assert atoms.get_potential_energy() == pytest.approx(energy, abs=1e-12)
+    # the model itself knows no more
+    atoms.info["electric_field"] = FIELD
+    with pytest.raises(torch.jit.Error, match="is periodic: it has no energy in an electric field"):
+        output(atoms, "energy")
+
+
+@pytest.mark.parametrize("field", [[1, 2], "up", [0, 0, np.nan]])
+def test_fields_that_are_none(lorem, tmp_path, field):
+    atoms = molecule(lorem, field=field)
+    atoms.calc = calculator(lorem, tmp_path)
+    with pytest.raises(ValueError, match="must be three finite numbers in V/Å"):
+        atoms.get_forces()
+
+
+def test_models_without_charges(lorem, tmp_path):
+    """They are not run as if there were no field."""
+    lorem.new_model().export().save(str(tmp_path / "model.pt"))
+    for boundary, message in (
+        ("molecule", "no output 'mtt::polarizability': fields need charge_equil"),
+        ("bulk", "no output 'mtt::born_effective_charge': fields need Born charges"),
+    ):
+        atoms = lorem.frames[boundary].copy()
+        atoms.info["electric_field"] = FIELD
+        atoms.calc = FieldCalculator(tmp_path / "model.pt")
+        with pytest.raises(ValueError, match=message):
+            atoms.get_forces()
+        with pytest.raises(torch.jit.Error, match="to a model whose charges do not answer to it"):
+            output(atoms, "energy")
+
+
+def test_atomic_dipoles(lorem, tmp_path):
+    """Their energy in the field would be missing."""
+    section = {"quantity": "", "unit": "e*A", "num_subtargets": 1, "sample_kind": "system"}
+    section |= {"type": {"cartesian": {"rank": 1}}, "description": ""}
+    name = "mtt::dipole_moment"
+    targets = {**ENERGY, name: get_generic_target_info(name, section)}
+    atoms = molecule(lorem)
+    atoms.calc = calculator(lorem, tmp_path, targets, atomic_dipoles=True)
+    with pytest.raises(torch.jit.Error, match="needs charge_equilibration, without atomic_dipoles"):
+        atoms.get_forces()
+
+
+def test_lone_ion(lorem, tmp_path):
+    atoms = Atoms("O", [[1.0, 2.0, 3.0]], info={"charge": -2.0, "electric_field": FIELD})
+    atoms.calc = calculator(lorem, tmp_path)
+    np.testing.assert_allclose(atoms.get_forces()[0], -2.0 * FIELD, atol=1e-12)
