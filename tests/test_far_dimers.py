@@ -1,0 +1,107 @@
+"""The benchmark of dimers far apart: what it says of labels, and that it runs."""
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+
+import ase
+import ase.io
+import numpy as np
+import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
+
+FOLDER = Path(__file__).parents[1] / "benchmarks" / "accuracy"
+
+pytestmark = pytest.mark.skipif(
+    not FOLDER.is_dir(), reason=f"needs the repository: no folder {FOLDER}"
+)
+CHARGES = np.array([0.7, 0.3, -0.4, -0.6])
+
+
+@pytest.fixture
+def far_dimers(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module("far_dimers")
+
+
+def dimers(far_dimers, length: float) -> list[ase.Atoms]:
+    """Two charged molecules in a box, pulled apart; energies and forces between them only."""
+    frames = []
+    for distance in np.linspace(8.0, 14.0, 6):
+        positions = np.array([[0.0, 0, 0], [0, 0, 1.1], [0, 0, 0], [1.2, 0, 0]])
+        positions[2:] += distance / np.sqrt(3)
+        energies, forces = far_dimers.box_matrices(positions, length)
+        energies[:2, :2] = energies[2:, 2:] = forces[:2, :2] = forces[2:, 2:] = 0
+        frame = ase.Atoms("COCO", positions, cell=[length] * 3, pbc=True)
+        frame.info |= {"label": "CC", "indexB": 2, "charge": 0, "chargeA": 1, "chargeB": -1}
+        frame.calc = SinglePointCalculator(
+            frame,
+            energy=0.5 * CHARGES @ energies @ CHARGES,
+            forces=np.einsum("i,ijc,j->ic", CHARGES, forces, CHARGES),
+        )
+        frames.append(frame)
+    return frames
+
+
+@pytest.mark.parametrize("length", [30.0, np.inf])
+def test_forces_of_the_box(far_dimers, length):
+    rng = np.random.default_rng(0)
+    positions, step = rng.uniform(-4, 4, (3, 3)), 1e-4
+    _, forces = far_dimers.box_matrices(positions, length)
+    for axis in range(3):
+        moved = np.zeros_like(positions)
+        moved[0, axis] = step
+        ahead, behind = (far_dimers.box_matrices(positions + s * moved, length)[0] for s in (1, -1))
+        slope = (ahead - behind)[0] / (2 * step)
+        np.testing.assert_allclose(forces[0, 1:, axis], -slope[1:], atol=1e-5)
+
+
+def test_energies_of_the_box(far_dimers):
+    """Two unit charges: in a large box 1/r plus 2 pi r² / 3 V, to leading order."""
+    positions = np.array([[0.0, 0, 0], [0, 0, 2.0], [0, 0, 4.0]])
+    length = 60.0
+    energies, _ = far_dimers.box_matrices(positions, length)
+    isolated, _ = far_dimers.box_matrices(positions, np.inf)
+    images = (energies - isolated)[0]
+    leading = 2 * np.pi / 3 / length**3 * (4.0**2 - 2.0**2) * far_dimers.COULOMB_CONSTANT
+    assert images[2] - images[1] == pytest.approx(leading, rel=0.02)
+    assert isolated[0, 1] == pytest.approx(far_dimers.COULOMB_CONSTANT / 2.0)
+
+
+def test_labels_tell_the_box(far_dimers, tmp_path):
+    frames = dimers(far_dimers, 30.0)
+    for split, part in (("train", frames[:4]), ("test", frames[4:])):
+        ase.io.write(tmp_path / f"lode6_{split}.xyz", part)
+    frames, num_near = far_dimers.read_frames(tmp_path, "CC", isolated=False)
+    assert num_near == 4 and len(frames) == 6
+    assert far_dimers.misfit(frames, 30.0) < 0.05
+    assert far_dimers.misfit(frames, np.inf) > 0.5
+
+
+def test_trains_and_resumes(far_dimers, tmp_path, monkeypatch, capsys):
+    frames = dimers(far_dimers, 30.0)
+    for split, part in (("train", frames[:4]), ("test", frames[4:])):
+        ase.io.write(tmp_path / f"lode6_{split}.xyz", part)
+    monkeypatch.setattr(far_dimers, "RESULTS", tmp_path / "results" / "far_dimers.json")
+    monkeypatch.setattr(far_dimers, "SIZE", {**far_dimers.SIZE, "num_features": 4})
+    arguments = argparse.Namespace(
+        data=tmp_path,
+        classes=["CC"],
+        seeds=[0],
+        model="long-range",
+        isolated=True,
+        epochs=1,
+        energy_weight=1.0,
+    )
+    far_dimers.train_all(arguments)
+    (result,) = json.loads(far_dimers.RESULTS.read_text())
+    energies = np.array(result["energies"])
+    assert len(energies) == 6 and result["boundaries"] == "isolated"
+    assert result["far"][0] == pytest.approx(np.sqrt((energies[4:] ** 2).mean()), abs=0.01)
+    before = far_dimers.RESULTS.read_text()
+    far_dimers.train_all(arguments)  # nothing is left to do
+    assert far_dimers.RESULTS.read_text() == before
+    capsys.readouterr()
+    far_dimers.print_table(arguments)
+    assert f"{result['far'][0]:.2f}" in capsys.readouterr().out
