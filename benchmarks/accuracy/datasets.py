@@ -1,0 +1,155 @@
+"""The data sets: where their files lie, and how they are given to trainings."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import ase
+import ase.io
+import numpy as np
+from ase.calculators.singlepoint import SinglePointCalculator
+
+HERE = Path(__file__).resolve().parent
+CLUSTERS = HERE.parents[1] / "options" / "data"
+OWN = HERE / "sets"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Files of a set: names that start with ``data:`` lie in the folder of ``--data``."""
+
+    label: str
+    files: dict[str, str]
+    """``train``, ``valid``, and tests under names of their own"""
+    source: str
+    only: dict[str, tuple[str, str]] | None = None
+    """Test -> key of ``info`` and the value that its structures have"""
+
+    @property
+    def tests(self) -> list[str]:
+        return [name for name in self.files if name not in ("train", "valid")]
+
+
+def _own(name: str, label: str, *tests: str) -> Dataset:
+    files = {key: str(OWN / f"{name}-{key}.xyz") for key in ("train", "valid", *tests)}
+    return Dataset(label, files, "GFN2-xTB, benchmarks/accuracy/sets")
+
+
+def _foreign(label: str, source: str, stem: str, *keys: str) -> Dataset:
+    keys = keys or ("train", "valid", "test")
+    return Dataset(label, {key: f"data:{stem}{key}.xyz" for key in keys}, source)
+
+
+IN_OUT = {
+    "in-domain": ("config_type", "in-domain"),
+    "out-of-domain": ("config_type", "out-domain-nc-"),
+}
+KO = "DFT, subset of Ko et al. 2021"
+DATASETS: dict[str, Dataset] = {
+    "nacl-clusters": Dataset(
+        "NaCl clusters, ions beyond the cutoff",
+        {key: str(CLUSTERS / f"nacl-clusters-{key}.xyz") for key in ("train", "valid", "test")},
+        "GFN2-xTB, options/data",
+    ),
+    "dimers": _own("dimers", "Pairs of NH₄⁺, HCOO⁻, H₂O", "near", "far"),
+    "sn2": _own("sn2", "Cl⁻ + CH₃Br → CH₃Cl + Br⁻", "near", "far"),
+    "water-clusters": _own("water", "Water clusters", "small", "large"),
+    "ag3": _foreign("Ag₃⁺ and Ag₃⁻", KO, "4g_hdnnp/ag3_"),
+    "carbon-chain": _foreign("C₁₀H₂ and C₁₀H₃⁺", KO, "4g_hdnnp/carbon_chain_"),
+    "dipeptides": _foreign("Dipeptides", "DFT, SPICE, split of cace-lr-fit", "spice_dipeptides/"),
+    "cumulenes": Dataset(
+        "Cumulenes",
+        {"train": "data:cumulene/gnl_v02_train.xyz", "valid": "data:cumulene/gnl_v02_valid.xyz"}
+        | dict.fromkeys(IN_OUT, "data:cumulene/gnl_v02_test.xyz"),
+        "DFT, GNL v0.2",
+        IN_OUT,
+    ),
+    "nacl-water": _foreign("NaCl(aq)", "DFT, O'Neill et al. 2023", "nacl_water/revpbe0d3_"),
+    "water": Dataset(
+        "Water",
+        {
+            "train": "data:water/deepmd_pbe0ts_train.xyz",
+            # the source has no third part
+            "valid": "data:water/deepmd_pbe0ts_test.xyz",
+            "test": "data:water/deepmd_pbe0ts_test.xyz",
+        },
+        "DFT, DeePMD-kit",
+    ),
+}
+
+
+def missing(dataset: Dataset, data: Path) -> str:
+    """The first file that is not there; empty if all are."""
+    paths = [locate(name, data) for name in dataset.files.values()]
+    return next((f"no file {path}" for path in paths if not path.is_file()), "")
+
+
+def locate(name: str, data: Path) -> Path:
+    return data / name.removeprefix("data:") if name.startswith("data:") else Path(name)
+
+
+def load(dataset: Dataset, data: Path) -> dict[str, list[ase.Atoms]]:
+    """Structures of all files, their energies less a constant per element.
+
+    Those constants are a least-squares fit to the training structures. Single precision, in which
+    all models calculate, has steps of 0.03 eV at a total energy of three silver atoms.
+
+    :param dataset: set
+    :param data: folder of foreign sets
+    """
+    frames = {}
+    for name, file in dataset.files.items():
+        frames[name] = ase.io.read(locate(file, data), ":")
+        if dataset.only and name in dataset.only:
+            key, value = dataset.only[name]
+            frames[name] = [atoms for atoms in frames[name] if atoms.info[key] == value]
+    elements = sorted({z for atoms in frames["train"] for z in atoms.numbers.tolist()})
+
+    def counts(structures: list[ase.Atoms]) -> np.ndarray:
+        return np.array([[(atoms.numbers == z).sum() for z in elements] for atoms in structures])
+
+    def energies(structures: list[ase.Atoms]) -> np.ndarray:
+        return np.array([atoms.get_potential_energy() for atoms in structures])
+
+    train = frames["train"]
+    constants = np.linalg.lstsq(counts(train).astype(float), energies(train), rcond=None)[0]
+    for name, structures in frames.items():
+        shifted = energies(structures) - counts(structures) @ constants
+        frames[name] = [labelled(*pair) for pair in zip(structures, shifted, strict=True)]
+    return frames
+
+
+def labelled(source: ase.Atoms, energy: float) -> ase.Atoms:
+    """A copy with the labels that trainings read, and no others."""
+    atoms = ase.Atoms(source.numbers, source.positions, cell=source.cell, pbc=source.pbc)
+    forces = source.get_forces()
+    atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+    # PET's conditioning wants the spin multiplicity, too: all sets are closed shells
+    atoms.info |= {"charge": int(source.info["charge"]), "spin_multiplicity": 1}
+    if "dipole_moment" in source.info:
+        atoms.info["dipole_moment"] = source.info["dipole_moment"]
+    if "atomic_charge" in source.arrays:
+        atoms.arrays["atomic_charge"] = source.arrays["atomic_charge"]
+    return atoms
+
+
+def differ_in_charge(frames: dict[str, list[ase.Atoms]]) -> bool:
+    return len({atoms.info["charge"] for atoms in frames["train"]}) > 1
+
+
+def charge_variance(structures: list[ase.Atoms]) -> float | None:
+    """Mean variance of the charges of an element, e²; None without charges."""
+    if "atomic_charge" not in structures[0].arrays:
+        return None
+    numbers = np.concatenate([atoms.numbers for atoms in structures])
+    charges = np.concatenate([atoms.arrays["atomic_charge"] for atoms in structures])
+    variances = np.zeros(len(charges))
+    for z in set(numbers.tolist()):
+        variances[numbers == z] = charges[numbers == z].var()
+    return float(variances.mean())
+
+
+def dipole_variance(structures: list[ase.Atoms]) -> float | None:
+    """Mean square of a component of the dipole moment, (e Å)²; None without dipole moments."""
+    if "dipole_moment" not in structures[0].info:
+        return None
+    return float(np.mean([atoms.info["dipole_moment"] ** 2 for atoms in structures]))

@@ -1,0 +1,120 @@
+"""The models that are compared, and what a training of each is given."""
+
+from dataclasses import dataclass, field
+
+CUTOFF = 5.0  # Å, of all models
+CLIP = {"grad_clip_norm": 1.0}
+
+SMALL = {
+    "cutoff": CUTOFF,
+    "num_radial": 12,
+    "num_features": 32,
+    "num_spherical_features": 4,
+    "max_degree": 3,
+    "long_range": {"max_degree": 1},
+}
+"""lorem's size in the quickstart."""
+
+PET_SMALL = {
+    "cutoff": CUTOFF,
+    "d_pet": 64,
+    "d_head": 64,
+    "d_node": 128,
+    "d_feedforward": 128,
+    "num_heads": 4,
+}
+"""Half of PET's default widths."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What differs from the defaults of the architecture."""
+
+    architecture: str
+    label: str
+    hypers: dict = field(default_factory=dict)
+    training: dict = field(default_factory=dict)
+    parent: str | None = None
+    """The same model without long-range parts."""
+
+    @property
+    def equilibrates(self) -> bool:
+        return self.hypers.get("charge_equilibration", {}).get("enable", False)
+
+
+def _lorem(size: str, hypers: dict, learning_rate: float) -> dict[str, Model]:
+    """Four models of one size: with and without each of the long-range blocks."""
+    long_range = hypers.get("long_range", {})
+    off = {"long_range": {"enable": False}}
+    on = {"charge_equilibration": {"enable": True}}
+    training = {"batch_size": 8, "learning_rate": learning_rate, **CLIP}
+    variants = {
+        "sr": ("short range", hypers | off),
+        "lr": ("long range", hypers | {"long_range": long_range}),
+        "qeq": ("equilibration", hypers | off | on),
+        "both": ("both", hypers | {"long_range": long_range} | on),
+    }
+    return {
+        f"{size}-{key}": Model("lorem", f"{size}, {label}", variant, training)
+        for key, (label, variant) in variants.items()
+    }
+
+
+def _peer(
+    name: str, label: str, architecture: str, hypers: dict, training: dict
+) -> dict[str, Model]:
+    """A model of metatrain without and with its long range, which both peers switch alike."""
+    far = hypers | {"long_range": {"enable": True}}
+    return {
+        name: Model(architecture, label, hypers, training),
+        f"{name}-lr": Model(architecture, f"{label}, long range", far, training),
+    }
+
+
+MODELS: dict[str, Model] = {
+    **_lorem("lorem", SMALL, 1e-2),
+    **_lorem("lorem-default", {"cutoff": CUTOFF}, 5e-3),
+    **_peer("pet", "PET", "pet", PET_SMALL, {"batch_size": 8, "learning_rate": 1e-3, **CLIP}),
+    **_peer(
+        "soap-bpnn",
+        "SOAP-BPNN",
+        "soap_bpnn",
+        {"soap": {"cutoff": {"radius": CUTOFF}}},
+        {"batch_size": 8, "learning_rate": 3e-3},
+    ),
+    "mace": Model(
+        "experimental.mace",
+        "MACE",
+        {"r_max": CUTOFF, "hidden_irreps": "32x0e + 32x1o", "max_ell": 3},
+        {"batch_size": 8, "learning_rate": 1e-2, **CLIP},
+    ),
+}
+"""Name on the command line -> model. Peers have the hypers of their architecture but for cutoff,
+batch and learning rate (the best of three in short trainings on NaCl clusters), PET and MACE are
+smaller."""
+
+
+def architecture(model: Model, epochs: int, weights: dict, total_charge: bool) -> dict:
+    """The section ``architecture`` of an options file.
+
+    :param model: model
+    :param epochs: number of epochs, in which the learning rate falls to zero
+    :param weights: losses by target
+    :param total_charge: whether structures of the set differ in their total charge
+    """
+    hypers = dict(model.hypers)
+    training = {
+        **model.training,
+        "num_epochs": epochs,
+        # labels and neighbour lists by the process whose time is counted
+        "num_workers": 0,
+        "log_interval": 1,
+        "best_model_metric": "rmse_prod",
+        "loss": weights,
+    }
+    if model.architecture == "pet":
+        hypers["system_conditioning"] = total_charge
+    if model.architecture == "experimental.mace":
+        # its wrapper has no cosine: to a hundredth
+        training |= {"lr_scheduler": "ExponentialLR", "lr_scheduler_gamma": 0.01 ** (1 / epochs)}
+    return {"name": model.architecture, "model": hypers, "training": training}

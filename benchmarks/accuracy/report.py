@@ -1,0 +1,189 @@
+"""Tables and pictures from ``results/``: ``python benchmarks/accuracy/report.py``.
+
+Writes the tables into ``docs/src/accuracy.rst``, between two comments there, and a picture per set
+into ``docs/images``.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from datasets import DATASETS
+from models import MODELS
+
+HERE = Path(__file__).resolve().parent
+DOCS = HERE.parents[1] / "docs"
+BEGIN, END = ".. begin of tables", ".. end of tables"
+UNITS = {"energy": "meV/atom", "forces": "meV/Å", "charges": "me", "dipoles": "me Å"}
+COLORS = {"lorem": "tab:blue", "pet": "tab:orange", "soap-bpnn": "tab:green", "mace": "tab:purple"}
+COLORS["lorem-default"] = "tab:cyan"
+MARKERS = {"": "o", "sr": "o", "lr": "^", "qeq": "s", "both": "D"}
+
+Group = dict[str, list[dict]]
+
+
+def read_results(folder: Path) -> dict[tuple[str, float], Group]:
+    """(set, minutes) -> model -> results of all seeds, in the order of ``DATASETS`` and ``MODELS``.
+
+    :param folder: with a folder per set
+    """
+    found: dict[tuple[str, float], Group] = defaultdict(lambda: defaultdict(list))
+    for path in sorted(folder.glob("*/*.json")):
+        result = json.loads(path.read_text())
+        found[result["set"], result["minutes"]][result["model"]].append(result)
+    sets, names = list(DATASETS), list(MODELS)
+    ordered = sorted(found, key=lambda key: (sets.index(key[0]), key[1]))
+    return {
+        key: {name: found[key][name] for name in sorted(found[key], key=names.index)}
+        for key in ordered
+    }
+
+
+def quantities(group: Group) -> list[tuple[str, str]]:
+    """(test, quantity) of the columns: what any of the models predicts."""
+    results = [result for results in group.values() for result in results]
+    return [
+        (test, quantity)
+        for test in DATASETS[results[0]["set"]].tests
+        for quantity in UNITS
+        if any(quantity in result["tests"][test] for result in results)
+    ]
+
+
+def values(results: list[dict], column: tuple[str, str], error: str) -> list[float]:
+    """An error for each seed; empty if the model does not predict the quantity."""
+    test, quantity = column
+    tests = [result["tests"][test] for result in results]
+    return [x[quantity][error] for x in tests if quantity in x]
+
+
+def digits(number: float) -> str:
+    """Three significant ones."""
+    return f"{number:.0f}" if number >= 100 else f"{number:#.3g}"
+
+
+def cell(results: list[dict], column: tuple[str, str], best: float) -> str:
+    """Median of RMSE and MAE over the seeds, and the range of the RMSE."""
+    rmse = values(results, column, "rmse")
+    if not rmse:
+        return ""
+    median = float(np.median(rmse))
+    text = digits(median)
+    if median == best:
+        text = f"**{text}**"
+    text += f" ({digits(float(np.median(values(results, column, 'mae'))))})"
+    return text if len(rmse) == 1 else f"{text}, {digits(min(rmse))}–{digits(max(rmse))}"
+
+
+def table(group: Group) -> str:
+    """A table of one set and budget, as reStructuredText."""
+    columns = quantities(group)
+    best = {
+        column: min(
+            float(np.median(rmse))
+            for results in group.values()
+            if (rmse := values(results, column, "rmse"))
+        )
+        for column in columns
+    }
+    heads = [f"{test}: {quantity}, {UNITS[quantity]}" for test, quantity in columns]
+    rows = [["model", *heads, "epochs", "seeds"]]
+    first = next(iter(group.values()))
+    known = [values(first, column, "label_rms") for column in columns]
+    rows.append(["*zero*", *(digits(x[0]) if x else "" for x in known), "", ""])
+    for name, results in group.items():
+        epochs = [result["epochs"] for result in results]
+        row = [MODELS[name].label, *(cell(results, column, best[column]) for column in columns)]
+        rows.append([*row, f"{np.median(epochs):.0f}", str(len(results))])
+    lines = [".. list-table::", "   :header-rows: 1", ""]
+    for row in rows:
+        lines += [f"   {'*' if i == 0 else ' '} - {x}".rstrip() for i, x in enumerate(row)]
+    return "\n".join(lines)
+
+
+def picture_name(name: str, minutes: float) -> str:
+    return f"accuracy-{name}-{minutes:g}.png"
+
+
+def section(name: str, minutes: float, group: Group) -> str:
+    """Title, what was done, picture and table of one set and budget."""
+    dataset = DATASETS[name]
+    first = next(iter(group.values()))[0]
+    seeds = sorted({result["seed"] for results in group.values() for result in results})
+    numbers = ", ".join(f"{first['tests'][test]['structures']} {test}" for test in dataset.tests)
+    title = f"{dataset.label}: {minutes:g} minutes"
+    return "\n\n".join(
+        [
+            f"{title}\n{'-' * (len(title) + 2)}",
+            f"{dataset.source}. **{minutes:g} processor-minutes, {len(seeds)} "
+            f"{'seed' if len(seeds) == 1 else 'seeds'}, {first['training_structures']} training "
+            f"structures**; tests: {numbers}.",
+            f".. image:: ../images/{picture_name(name, minutes)}\n"
+            f"   :alt: errors of forces against errors of energies, {dataset.label}",
+            table(group),
+        ]
+    )
+
+
+def style(name: str) -> tuple[str, str]:
+    """Colour of the family and size, marker of the long-range part."""
+    family = max((key for key in COLORS if name.startswith(key)), key=len)
+    return COLORS[family], MARKERS[name.removeprefix(family).removeprefix("-")]
+
+
+def draw(name: str, group: Group, path: Path) -> None:
+    """A point for each model, its median over the seeds, with a line across their range."""
+    import matplotlib.pyplot as plt
+
+    tests = DATASETS[name].tests
+    figure, axes = plt.subplots(
+        1, len(tests), figsize=(3.2 * len(tests) + 1.8, 3.0), layout="constrained", squeeze=False
+    )
+    for axis, test in zip(axes[0], tests, strict=True):
+        for model, results in group.items():
+            color, marker = style(model)
+            x, y = (values(results, (test, key), "rmse") for key in ("energy", "forces"))
+            middle = float(np.median(x)), float(np.median(y))
+            axis.errorbar(
+                *middle,
+                xerr=[[middle[0] - min(x)], [max(x) - middle[0]]],
+                yerr=[[middle[1] - min(y)], [max(y) - middle[1]]],
+                color=color,
+                marker=marker,
+                # hollow without long range
+                markerfacecolor="white" if marker == "o" else color,
+                linestyle="none",
+                label=MODELS[model].label,
+            )
+        axis.set(xscale="log", yscale="log", title=test, xlabel="energy RMSE (meV/atom)")
+        axis.grid(which="both", alpha=0.2)
+    axes[0, 0].set_ylabel("force RMSE (meV/Å)")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def with_tables(page: str, tables: str) -> str:
+    """The page with other tables between its two comments."""
+    before, rest = page.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.split(END)[1]}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--page", type=Path, default=DOCS / "src" / "accuracy.rst")
+    parser.add_argument("--images", type=Path, default=DOCS / "images")
+    arguments = parser.parse_args()
+    groups = read_results(arguments.results)
+    for (name, minutes), group in groups.items():
+        draw(name, group, arguments.images / picture_name(name, minutes))
+    tables = "\n\n".join(section(*key, group) for key, group in groups.items())
+    arguments.page.write_text(with_tables(arguments.page.read_text(), tables))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""Train models on data sets for a fixed processor time each, and keep their errors.
+
+From the repository's root, in an environment that has the peers, too
+(``pip install "metatrain[soap-bpnn,mace]" .``):
+
+    python benchmarks/accuracy/run.py --models lorem-sr lorem-lr pet-lr --sets nacl-clusters
+
+Each training writes ``results/SET/MODEL-MINUTES-SEED.json`` beside this file. Repeat the command to
+go on: what is finished is skipped unless the hypers of the model have changed since.
+
+The budget is processor time of epochs, validation included, on one thread. A first, short training
+tells the time of an epoch, and the number of epochs follows, so that the learning rate of every
+model warms up and falls to zero within the budget. Imports, compilation before the first epoch and
+export do not count.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import ase.io
+import datasets
+import yaml
+from models import MODELS, Model, architecture
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+TICK = os.sysconf("SC_CLK_TCK")
+POLL = 0.05  # seconds
+COMPILED = 3  # epochs after which all of them take the same time
+CALIBRATION = 12.0  # processor seconds
+PACKAGES = ("metatrain", "torch", "torch-pme", "mace-torch")
+
+
+def spent(process: subprocess.Popen) -> float:
+    """Processor time that a running process has taken, seconds."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICK
+
+
+def train(folder: Path, options: dict, limit: float = float("inf")) -> list[float]:
+    """Run ``mtt train``.
+
+    :param folder: where its files go
+    :param options: its input
+    :param limit: processor time after which it is stopped, from the end of the first epoch and
+        after some more, seconds
+    :return: processor time at the end of each epoch and, unless it is stopped, of the process
+    :raises RuntimeError: if it fails
+    """
+    folder.mkdir(parents=True)
+    (folder / "options.yaml").write_text(yaml.safe_dump(options))
+    log = folder / "log"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "metatrain", "train", "options.yaml"]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT
+        )
+    times: list[float] = []
+    now = 0.0
+    try:
+        # the times of a process that has ended stay until it is waited for
+        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            now = spent(process)
+            epochs = log.read_text(errors="replace").count("- Epoch:")
+            times += [now] * (epochs - len(times))
+            if len(times) > COMPILED + 1 and now - times[0] > limit:
+                return times
+            time.sleep(POLL)
+        if process.wait() != 0:
+            raise RuntimeError("\n".join(log.read_text(errors="replace").splitlines()[-15:]))
+    finally:
+        process.kill()
+        process.wait()
+    return [*times, now]
+
+
+def number_of_epochs(times: list[float], budget: float) -> int:
+    """How many fit into the budget.
+
+    :param times: at the end of the first epochs, seconds
+    :param budget: seconds
+    """
+    each = (times[-1] - times[COMPILED]) / (len(times) - 1 - COMPILED)
+    # the first ones take longer, the very first about as long as the second
+    first = times[COMPILED] - times[0] + times[1] - times[0]
+    return max(1, COMPILED + 1 + int((budget - first) / each))
+
+
+def options(
+    model: Model, frames: dict[str, list[ase.Atoms]], folder: Path, epochs: int, seed: int
+) -> dict:
+    """Input of ``mtt train``."""
+    targets = {"energy": {"key": "energy", "unit": "eV", "forces": True}}
+    weights: dict = {"energy": {"weight": 1.0, "forces": {"weight": 1.0}}}
+    if model.equilibrates:
+        # one over the variance; peers have no use for charges
+        if variance := datasets.charge_variance(frames["train"]):
+            targets["mtt::atomic_charge"] = {
+                "key": "atomic_charge",
+                "quantity": "charge",
+                "unit": "e",
+                "sample_kind": "atom",
+            }
+            weights["mtt::atomic_charge"] = {"weight": float(f"{1 / variance:.2g}")}
+        if variance := datasets.dipole_variance(frames["train"]):
+            targets["mtt::dipole_moment"] = {
+                "key": "dipole_moment",
+                "quantity": "dipole",
+                "unit": "e*A",
+                "type": {"cartesian": {"rank": 1}},
+            }
+            weights["mtt::dipole_moment"] = {"weight": float(f"{1 / variance:.2g}")}
+    charged = datasets.differ_in_charge(frames)
+    extra = {}
+    if charged and model.architecture in ("lorem", "pet"):
+        extra["charge"] = {"key": "charge", "unit": "e"}
+    if charged and model.architecture == "pet":
+        extra["spin_multiplicity"] = {"key": "spin_multiplicity", "unit": ""}
+
+    def section(name: str) -> dict:
+        systems = {"read_from": str(folder / f"{name}.xyz"), "length_unit": "angstrom"}
+        return {"systems": systems, "targets": targets} | ({"extra_data": extra} if extra else {})
+
+    return {
+        "seed": seed,
+        "device": "cpu",
+        "architecture": architecture(model, epochs, weights, charged),
+        "training_set": section("train"),
+        "validation_set": section("valid"),
+        "test_set": 0.0,
+    }
+
+
+def without_epochs(section: dict) -> dict:
+    """The hypers of a training but for those that follow from the time of an epoch."""
+    changing = ("num_epochs", "lr_scheduler_gamma")
+    training = {key: x for key, x in section["training"].items() if key not in changing}
+    return section | {"training": training}
+
+
+def finished(path: Path, section: dict) -> bool:
+    """Whether there is a result of the same hypers."""
+    if not path.is_file():
+        return False
+    before = json.loads(path.read_text())["architecture"]
+    return without_epochs(before) == without_epochs(section)
+
+
+def versions() -> dict[str, str]:
+    installed = {x.metadata["Name"]: x.version for x in importlib.metadata.distributions()}
+    return {name: installed[name] for name in PACKAGES if name in installed}
+
+
+def measure(
+    model: Model, frames: dict[str, list[ase.Atoms]], arguments: argparse.Namespace, seed: int
+) -> dict:
+    """Train a model and evaluate its exported file.
+
+    :raises RuntimeError: if training or evaluation fails
+    """
+    budget = 60 * arguments.minutes
+    with tempfile.TemporaryDirectory(dir=arguments.work) as name:
+        folder = Path(name)
+        for file, structures in frames.items():
+            ase.io.write(folder / f"{file}.xyz", structures, format="extxyz")
+        # a number that is never reached
+        trial = options(model, frames, folder, 100_000, seed)
+        times = train(folder / "trial", trial, min(CALIBRATION, budget / 8))
+        epochs = number_of_epochs(times, budget)
+        final = options(model, frames, folder, epochs, seed)
+        *times, total = train(folder / "final", final)
+        tests = [file for file in frames if file not in ("train", "valid")]
+        command = [sys.executable, str(HERE / "evaluate.py"), "model.pt", "extensions"]
+        command += [str(folder / f"{test}.xyz") for test in tests]
+        done = subprocess.run(command, cwd=folder / "final", capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(done.stderr[-2000:])
+        if arguments.keep:
+            shutil.copytree(folder / "final", arguments.keep, dirs_exist_ok=True)
+    first = times[1] - times[0] if epochs > 1 else 0.0
+    return {
+        "seed": seed,
+        "minutes": arguments.minutes,
+        "training_structures": len(frames["train"]),
+        "epochs": epochs,
+        "processor_seconds": {
+            "epochs": round(times[-1] - times[0] + first, 1),
+            "all": round(total, 1),
+        },
+        "versions": versions(),
+        "architecture": final["architecture"],
+        "tests": dict(zip(tests, json.loads(done.stdout.splitlines()[-1]), strict=True)),
+    }
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--sets", nargs="+", choices=datasets.DATASETS, default=list(datasets.DATASETS))
+    add("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    add("--seeds", nargs="+", type=int, default=[0], help="default: 0")
+    add("--minutes", type=float, default=2.0, help="processor time of each; default: %(default)s")
+    add(
+        "--data",
+        type=Path,
+        default=ROOT.parent / "shared" / "data",
+        help="folder of the sets that are not part of the repository; default: %(default)s",
+    )
+    add("--results", type=Path, default=HERE / "results", help="default: %(default)s")
+    add("--work", type=Path, help="folder for temporary files; default: that of the system")
+    add("--keep", type=Path, help="folder for the files of the last training")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    for name in arguments.sets:
+        dataset = datasets.DATASETS[name]
+        if reason := datasets.missing(dataset, arguments.data):
+            print(f"{name}: left out, {reason}", flush=True)
+            continue
+        frames = datasets.load(dataset, arguments.data)
+        for seed in arguments.seeds:
+            for key in arguments.models:
+                path = arguments.results / name / f"{key}-{arguments.minutes:g}-{seed}.json"
+                section = options(MODELS[key], frames, Path(), 1, seed)["architecture"]
+                if finished(path, section):
+                    print(f"{path.name} of {name} is there", flush=True)
+                    continue
+                try:
+                    result = measure(MODELS[key], frames, arguments, seed)
+                except RuntimeError as error:
+                    print(f"{key} on {name} failed:\n{error}", flush=True)
+                    continue
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps({"set": name, "model": key, **result}, indent=1) + "\n")
+                errors = "; ".join(
+                    f"{test}: {x['energy']['rmse']:.2f} meV/atom, {x['forces']['rmse']:.1f} meV/Å"
+                    for test, x in result["tests"].items()
+                )
+                print(f"{key} on {name}, seed {seed}, {result['epochs']} epochs: {errors}")
+
+
+if __name__ == "__main__":
+    main()
