@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import ase.io
 import numpy as np
+import torch
 from metatomic.torch import ModelOutput
 from metatomic_ase import MetatomicCalculator
 
@@ -74,5 +75,7 @@ def evaluate(model: str, extensions: str, path: str) -> dict:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    # compiling takes longer than some hundred structures
+    torch._C._set_graph_executor_optimize(False)
     model, extensions, *paths = sys.argv[1:]
     print(json.dumps([evaluate(model, extensions, path) for path in paths]))

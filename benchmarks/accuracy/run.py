@@ -36,6 +36,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 POLL = 0.05  # seconds
 COMPILED = 3  # epochs after which all of them take the same time
 CALIBRATION = 12.0  # processor seconds
+EXPORTED = "Running final evaluation"  # in the log: what follows is done by ``evaluate.py``
 PACKAGES = ("metatrain", "torch", "torch-pme", "mace-torch")
 
 
@@ -46,13 +47,13 @@ def spent(process: subprocess.Popen) -> float:
 
 
 def train(folder: Path, options: dict, limit: float = float("inf")) -> list[float]:
-    """Run ``mtt train``.
+    """Run ``mtt train``, up to the exported model.
 
     :param folder: where its files go
     :param options: its input
     :param limit: processor time after which it is stopped, from the end of the first epoch and
         after some more, seconds
-    :return: processor time at the end of each epoch and, unless it is stopped, of the process
+    :return: processor time at the end of each epoch, seconds
     :raises RuntimeError: if it fails
     """
     folder.mkdir(parents=True)
@@ -65,22 +66,19 @@ def train(folder: Path, options: dict, limit: float = float("inf")) -> list[floa
             command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT
         )
     times: list[float] = []
-    now = 0.0
+    text = ""
     try:
-        # the times of a process that has ended stay until it is waited for
-        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            now = spent(process)
-            epochs = log.read_text(errors="replace").count("- Epoch:")
-            times += [now] * (epochs - len(times))
-            if len(times) > COMPILED + 1 and now - times[0] > limit:
+        while process.poll() is None:
+            text = log.read_text(errors="replace")
+            times += [spent(process)] * (text.count("- Epoch:") - len(times))
+            enough = len(times) > COMPILED + 1 and times[-1] - times[0] > limit
+            if enough or EXPORTED in text:
                 return times
             time.sleep(POLL)
-        if process.wait() != 0:
-            raise RuntimeError("\n".join(log.read_text(errors="replace").splitlines()[-15:]))
+        raise RuntimeError("\n".join(text.splitlines()[-15:]))
     finally:
         process.kill()
         process.wait()
-    return [*times, now]
 
 
 def number_of_epochs(times: list[float], budget: float) -> int:
@@ -177,7 +175,7 @@ def measure(
         times = train(folder / "trial", trial, min(CALIBRATION, budget / 8))
         epochs = number_of_epochs(times, budget)
         final = options(model, frames, folder, epochs, seed)
-        *times, total = train(folder / "final", final)
+        times = train(folder / "final", final)
         tests = [file for file in frames if file not in ("train", "valid")]
         command = [sys.executable, str(HERE / "evaluate.py"), "model.pt", "extensions"]
         command += [str(folder / f"{test}.xyz") for test in tests]
@@ -192,10 +190,7 @@ def measure(
         "minutes": arguments.minutes,
         "training_structures": len(frames["train"]),
         "epochs": epochs,
-        "processor_seconds": {
-            "epochs": round(times[-1] - times[0] + first, 1),
-            "all": round(total, 1),
-        },
+        "processor_seconds": round(times[-1] - times[0] + first, 1),
         "versions": versions(),
         "architecture": final["architecture"],
         "tests": dict(zip(tests, json.loads(done.stdout.splitlines()[-1]), strict=True)),

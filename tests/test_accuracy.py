@@ -1,0 +1,227 @@
+"""``benchmarks/accuracy``: trainings within a budget, their errors, and the page made of them."""
+
+import importlib
+import json
+import sys
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+
+from metatrain_lorem.commands.report.evaluation import evaluate
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "benchmarks" / "accuracy"
+
+pytestmark = pytest.mark.skipif(
+    not FOLDER.is_dir(), reason=f"needs the repository: no folder {FOLDER}"
+)
+
+
+@pytest.fixture
+def accuracy(monkeypatch):
+    """Modules of the benchmark, which is no package."""
+    monkeypatch.syspath_prepend(FOLDER)
+    names = ("datasets", "models", "run", "report")
+    modules = {name: importlib.import_module(name) for name in names}
+    yield SimpleNamespace(**modules)
+    for name in names:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def interpreted():
+    """Without the compilation of TorchScript by profiles, which takes longer than all else here."""
+    before = torch._C._get_graph_executor_optimize()
+    torch._C._set_graph_executor_optimize(False)
+    yield
+    torch._C._set_graph_executor_optimize(before)
+
+
+def tiny(model):
+    size = {"num_radial": 4, "num_features": 8, "num_spherical_features": 2, "max_degree": 2}
+    return replace(model, hypers=model.hypers | size)
+
+
+@pytest.mark.parametrize("name", ["lorem-sr", pytest.param("lorem-qeq", marks=pytest.mark.slow)])
+def test_errors_are_those_of_the_exported_model(accuracy, interpreted, tmp_path, monkeypatch, name):
+    """Energies, forces, charges and dipole moments, beside the package's own evaluation."""
+    frames = accuracy.datasets.load(accuracy.datasets.DATASETS["dimers"], Path())
+    frames = {name: structures[:8] for name, structures in frames.items()}
+    monkeypatch.setattr(accuracy.run, "CALIBRATION", 0.1)
+    arguments = Namespace(minutes=0.01, work=tmp_path, keep=tmp_path / "kept")
+    model = tiny(accuracy.models.MODELS[name])
+    result = accuracy.run.measure(model, frames, arguments, seed=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert result["epochs"] > 3 and result["training_structures"] == 8
+    assert 0.3 < result["processor_seconds"] < 3
+
+    ase.io.write(tmp_path / "far.xyz", frames["far"], format="extxyz")
+    expected = evaluate(tmp_path / "kept" / "model.pt", tmp_path / "far.xyz")
+    atoms = expected.composition.sum(axis=1)
+    energies = (expected.predicted_energy - expected.energy) / atoms
+    differences = {"energy": energies, "forces": expected.predicted_forces - expected.forces}
+    if name == "lorem-qeq":
+        differences["charges"] = expected.predicted_atomic_charges - expected.atomic_charges
+        differences["dipoles"] = expected.predicted_dipoles - expected.dipoles
+    far = result["tests"]["far"]
+    assert far.pop("structures") == 8 and set(far) == set(differences)
+    for key, difference in differences.items():
+        assert far[key]["rmse"] == pytest.approx(1e3 * np.sqrt(np.mean(difference**2)), rel=1e-3)
+        assert far[key]["mae"] == pytest.approx(1e3 * np.abs(difference).mean(), rel=1e-3)
+
+
+def test_epochs_fill_the_budget(accuracy):
+    """The first epochs of 5 and 3 s, all others of 2 s."""
+    seconds = np.array([5.0, 3.0] + [2.0] * 200)
+    # what the trial sees also has imports before the first epoch
+    times = list(20.0 + np.cumsum(seconds)[:8])
+    epochs = accuracy.run.number_of_epochs(times, 100.0)
+    # of the first epoch, whose beginning is not seen, the second is taken
+    assert 98.0 < seconds[1] + seconds[1:epochs].sum() <= 100.0
+    assert accuracy.run.number_of_epochs(times, 1.0) >= 1
+
+
+def test_finished_trainings_are_skipped(accuracy, tmp_path, monkeypatch, capsys):
+    """Until a hyper changes; a set whose files are not there is left out."""
+    measured = []
+
+    def measure(model, frames, arguments, seed):
+        measured.append(seed)
+        section = accuracy.run.options(model, frames, Path(), 7 + seed, seed)["architecture"]
+        error = {"energy": {"rmse": 1.0}, "forces": {"rmse": 2.0}}
+        return {"architecture": section, "epochs": 7, "tests": {"near": error}}
+
+    monkeypatch.setattr(accuracy.run, "measure", measure)
+    command = ["run.py", "--sets", "ag3", "dimers", "--models", "mace", "--seeds", "0", "1"]
+    command += ["--data", str(tmp_path / "nowhere"), "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    accuracy.run.main()
+    assert "ag3: left out, no file" in capsys.readouterr().out
+    assert measured == [0, 1]
+    assert json.loads((tmp_path / "dimers" / "mace-2-1.json").read_text())["set"] == "dimers"
+    accuracy.run.main()
+    assert measured == [0, 1]
+    mace = accuracy.models.MODELS["mace"]
+    changed = replace(mace, training=mace.training | {"learning_rate": 3e-3})
+    monkeypatch.setitem(accuracy.models.MODELS, "mace", changed)
+    accuracy.run.main()
+    assert measured == [0, 1, 0, 1]
+
+
+def test_energies_lose_a_constant_per_element(accuracy):
+    for name in ("nacl-clusters", "dimers"):
+        dataset = accuracy.datasets.DATASETS[name]
+        frames = accuracy.datasets.load(dataset, Path())
+        for file, structures in frames.items():
+            source = ase.io.read(dataset.files[file], ":")
+            removed = [
+                a.get_potential_energy() - b.get_potential_energy()
+                for a, b in zip(source, structures, strict=True)
+            ]
+            counts = np.array([np.bincount(atoms.numbers, minlength=18) for atoms in source])
+            fit = np.linalg.lstsq(counts, removed, rcond=None)[0]
+            np.testing.assert_allclose(counts @ fit, removed, atol=1e-8)
+        train = np.array([atoms.get_potential_energy() for atoms in frames["train"]])
+        assert abs(train.mean()) < 0.1 * train.std()
+
+
+def test_charges_are_for_those_who_use_them(accuracy):
+    """Labels of charges, with one over their variance as weight, and the total charge."""
+    run, models = accuracy.run, accuracy.models.MODELS
+    frames = accuracy.datasets.load(accuracy.datasets.DATASETS["dimers"], Path())
+    section = {name: run.options(models[name], frames, Path(), 5, 0) for name in models}
+    weight = section["lorem-both"]["architecture"]["training"]["loss"]["mtt::atomic_charge"]
+    charges, numbers = (
+        np.concatenate([atoms.arrays[key] for atoms in frames["train"]])
+        for key in ("atomic_charge", "numbers")
+    )
+    within = [
+        np.sum((charges[numbers == z] - charges[numbers == z].mean()) ** 2) for z in (1, 6, 7, 8)
+    ]
+    assert weight["weight"] == pytest.approx(len(charges) / sum(within), rel=0.05)
+    for name, options in section.items():
+        charged = "mtt::atomic_charge" in options["training_set"]["targets"]
+        assert charged == (name.startswith("lorem") and name.endswith(("qeq", "both")))
+        assert ("extra_data" in options["validation_set"]) == name.startswith(("lorem", "pet"))
+    assert section["pet"]["architecture"]["model"]["system_conditioning"]
+    neutral = {file: frames[file][:1] for file in frames}
+    neutral_pet = run.options(models["pet"], neutral, Path(), 5, 0)
+    assert not neutral_pet["architecture"]["model"]["system_conditioning"]
+    assert "extra_data" not in neutral_pet["training_set"]
+
+
+@pytest.mark.parametrize("name", ["dimers", "sn2", "water-clusters"])
+def test_own_sets(accuracy, name):
+    """Labels belong together, and far structures are beyond every cutoff."""
+    dataset = accuracy.datasets.DATASETS[name]
+    for file, path in dataset.files.items():
+        structures = ase.io.read(path, ":")
+        assert len(structures) > 20
+        for atoms in structures:
+            charges = atoms.arrays["atomic_charge"]
+            assert charges.sum() == pytest.approx(atoms.info["charge"], abs=1e-3)
+            np.testing.assert_allclose(atoms.get_forces().sum(axis=0), 0.0, atol=1e-3)
+            if name == "dimers":
+                distances = atoms.get_all_distances()
+                size = {"N": 5, "C": 4, "O": 3}[next(x for x in "NCO" if x in atoms.symbols)]
+                between = distances[:size, size:].min()
+                assert (6.99 < between < 12.01) if file == "far" else (1.79 < between < 5.01)
+    assert sum(path.stat().st_size for path in accuracy.datasets.OWN.iterdir()) < 2e6
+
+
+def test_page_is_that_of_the_results(accuracy):
+    """``python benchmarks/accuracy/report.py`` has run since the last result."""
+    page = (ROOT / "docs" / "src" / "accuracy.rst").read_text()
+    groups = accuracy.report.read_results(FOLDER / "results")
+    tables = "\n\n".join(accuracy.report.section(*key, group) for key, group in groups.items())
+    assert accuracy.report.with_tables(page, tables) == page
+    for name, minutes in groups:
+        assert (ROOT / "docs" / "images" / accuracy.report.picture_name(name, minutes)).is_file()
+
+
+def test_table_and_picture(accuracy, tmp_path):
+    """Medians over seeds, the best of each column in bold, no number for what is not predicted."""
+
+    def result(model, seed, energy, **others):
+        errors = {"energy": energy, "forces": 30.0, **others}
+        tests = {
+            test: {k: {"rmse": x, "mae": 0.5 * x, "label_rms": 400.0} for k, x in errors.items()}
+            for test in ("near", "far")
+        }
+        for test in tests.values():
+            test["structures"] = 9
+        return {
+            **{"set": "dimers", "minutes": 2.0, "model": model, "seed": seed, "epochs": 10},
+            **{"training_structures": 50, "tests": tests},
+        }
+
+    (tmp_path / "dimers").mkdir()
+    results = [
+        *(result("lorem-qeq", seed, x, charges=7.0) for seed, x in enumerate([1.0, 2.0, 9.0])),
+        result("pet", 0, 3.0),
+    ]
+    for index, content in enumerate(results):
+        (tmp_path / "dimers" / f"{index}.json").write_text(json.dumps(content))
+    ((key, group),) = accuracy.report.read_results(tmp_path).items()
+    assert key == ("dimers", 2.0)
+    text = accuracy.report.section(*key, group)
+    assert "**2 processor-minutes, 3 seeds, 50 training structures**" in text
+    rows = [row.splitlines() for row in text.split("   * - ")[2:]]
+    cells = [[line.removeprefix("     - ").strip() for line in row] for row in rows]
+    assert cells[0][:4] == ["*zero*", "400", "400", "400"]
+    assert cells[1][:2] == ["lorem, equilibration", "**2.00** (1.00), 1.00–9.00"]
+    assert cells[1][3] == "**7.00** (3.50), 7.00–7.00" and cells[1][-2:] == ["10", "3"]
+    assert cells[2][:2] == ["PET", "3.00 (1.50)"] and cells[2][3] == "-"
+    accuracy.report.draw("dimers", group, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+def test_styles_differ(accuracy):
+    styles = [accuracy.report.style(name) for name in accuracy.models.MODELS]
+    assert len(set(styles)) == len(styles)
