@@ -19,6 +19,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -220,6 +221,8 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
+    # leaves no training behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     for name in arguments.sets:
         dataset = datasets.DATASETS[name]
         if reason := datasets.missing(dataset, arguments.data):
