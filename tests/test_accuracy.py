@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shlex
 import sys
 from argparse import Namespace
 from dataclasses import replace
@@ -12,6 +13,7 @@ import ase.io
 import numpy as np
 import pytest
 import torch
+from helpers.docs import snippets
 
 from metatrain_lorem.commands.report.evaluation import evaluate
 
@@ -87,17 +89,29 @@ def test_epochs_fill_the_budget(accuracy):
     assert accuracy.run.number_of_epochs(times, 1.0) >= 1
 
 
-def test_finished_trainings_are_skipped(accuracy, tmp_path, monkeypatch, capsys):
-    """Until a hyper changes; a set whose files are not there is left out."""
-    measured = []
+@pytest.fixture
+def measured(accuracy, monkeypatch):
+    """Seeds of trainings that are not made; the error of seed n is n + 1."""
+    seeds = []
 
     def measure(model, frames, arguments, seed):
-        measured.append(seed)
+        seeds.append(seed)
         section = accuracy.run.options(model, frames, Path(), 7 + seed, seed)["architecture"]
-        error = {"energy": {"rmse": 1.0}, "forces": {"rmse": 2.0}}
-        return {"architecture": section, "epochs": 7, "tests": {"near": error}}
+        error = {"rmse": 1.0 + seed, "mae": 0.5, "label_rms": 400.0}
+        test = {"structures": 9, "energy": error, "forces": error}
+        if model.equilibrates:
+            test["charges"] = error
+        return {
+            **{"seed": seed, "minutes": arguments.minutes, "epochs": 7, "architecture": section},
+            **{"training_structures": 50, "tests": {"near": test, "far": test}},
+        }
 
     monkeypatch.setattr(accuracy.run, "measure", measure)
+    return seeds
+
+
+def test_finished_trainings_are_skipped(accuracy, measured, tmp_path, monkeypatch, capsys):
+    """Until a hyper changes; a set whose files are not there is left out."""
     command = ["run.py", "--sets", "ag3", "dimers", "--models", "mace", "--seeds", "0", "1"]
     command += ["--data", str(tmp_path / "nowhere"), "--results", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", command)
@@ -112,6 +126,27 @@ def test_finished_trainings_are_skipped(accuracy, tmp_path, monkeypatch, capsys)
     monkeypatch.setitem(accuracy.models.MODELS, "mace", changed)
     accuracy.run.main()
     assert measured == [0, 1, 0, 1]
+
+
+def test_shown_commands(accuracy, measured, tmp_path, monkeypatch):
+    """Both of the page; trainings themselves are tested above."""
+    (shown,) = snippets("accuracy.rst")
+    training, reporting = shown.text.splitlines()
+    page = tmp_path / "accuracy.rst"
+    page.write_text("Before\n\n.. begin of tables\n\nold\n\n.. end of tables\n\nAfter\n")
+    results = ["--results", str(tmp_path)]
+    for command, script in ((training, accuracy.run), (reporting, accuracy.report)):
+        program, path, *arguments = shlex.split(command)
+        assert program == "python" and (ROOT / path).samefile(script.__file__)
+        if script is accuracy.report:
+            arguments += ["--page", str(page), "--images", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", [path, *arguments, *results])
+        script.main()
+    assert measured == [0] * 4
+    text = page.read_text()
+    assert text.startswith("Before\n\n..") and text.endswith(".. end of tables\n\nAfter\n")
+    assert "SOAP-BPNN, long range" in text and "old" not in text
+    assert (tmp_path / "accuracy-dimers-1.png").stat().st_size > 1000
 
 
 def test_energies_lose_a_constant_per_element(accuracy):
@@ -185,41 +220,23 @@ def test_page_is_that_of_the_results(accuracy):
         assert (ROOT / "docs" / "images" / accuracy.report.picture_name(name, minutes)).is_file()
 
 
-def test_table_and_picture(accuracy, tmp_path):
-    """Medians over seeds, the best of each column in bold, no number for what is not predicted."""
-
-    def result(model, seed, energy, **others):
-        errors = {"energy": energy, "forces": 30.0, **others}
-        tests = {
-            test: {k: {"rmse": x, "mae": 0.5 * x, "label_rms": 400.0} for k, x in errors.items()}
-            for test in ("near", "far")
-        }
-        for test in tests.values():
-            test["structures"] = 9
-        return {
-            **{"set": "dimers", "minutes": 2.0, "model": model, "seed": seed, "epochs": 10},
-            **{"training_structures": 50, "tests": tests},
-        }
-
-    (tmp_path / "dimers").mkdir()
-    results = [
-        *(result("lorem-qeq", seed, x, charges=7.0) for seed, x in enumerate([1.0, 2.0, 9.0])),
-        result("pet", 0, 3.0),
-    ]
-    for index, content in enumerate(results):
-        (tmp_path / "dimers" / f"{index}.json").write_text(json.dumps(content))
+def test_table(accuracy, measured, tmp_path, monkeypatch):
+    """Medians over seeds, the best of each column in bold, nothing where nothing is predicted."""
+    command = ["run.py", "--sets", "dimers", "--results", str(tmp_path), "--models"]
+    monkeypatch.setattr(sys, "argv", [*command, "lorem-qeq", "--seeds", "0", "1", "8"])
+    accuracy.run.main()
+    monkeypatch.setattr(sys, "argv", [*command, "pet", "--seeds", "2"])
+    accuracy.run.main()
     ((key, group),) = accuracy.report.read_results(tmp_path).items()
     assert key == ("dimers", 2.0)
     text = accuracy.report.section(*key, group)
-    assert "**2 processor-minutes, 3 seeds, 50 training structures**" in text
+    assert "**2 processor-minutes, 4 seeds, 50 training structures**" in text
     rows = [row.splitlines() for row in text.split("   * - ")[2:]]
     cells = [[line.removeprefix("     - ").strip() for line in row] for row in rows]
     assert cells[0][:4] == ["*zero*", "400", "400", "400"]
-    assert cells[1][:2] == ["lorem, equilibration", "**2.00** (1.00), 1.00–9.00"]
-    assert cells[1][3] == "**7.00** (3.50), 7.00–7.00" and cells[1][-2:] == ["10", "3"]
-    assert cells[2][:2] == ["PET", "3.00 (1.50)"] and cells[2][3] == "-"
-    accuracy.report.draw("dimers", group, tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").stat().st_size > 1000
+    assert cells[1][:2] == ["lorem, equilibration", "**2.00** (0.500), 1.00–9.00"]
+    assert cells[1][3] == "**2.00** (0.500), 1.00–9.00" and cells[1][-2:] == ["7", "3"]
+    assert cells[2][:2] == ["PET", "3.00 (0.500)"] and cells[2][3] == "-"
 
 
 def test_styles_differ(accuracy):

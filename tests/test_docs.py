@@ -39,6 +39,11 @@ ELSEWHERE = {
         "install.rst",
         "pip install torch --index-url https://download.pytorch.org/whl/cpu",
     ): INSTALLS,
+    (
+        "accuracy.rst",
+        "python benchmarks/accuracy/run.py --minutes 1 --sets dimers --models lorem-sr lorem-lr "
+        "pet-lr soap-bpnn-lr",
+    ): "takes minutes; tests/test_accuracy.py::test_shown_commands",
     ("engines/ase.rst", "pip install metatomic-ase"): INSTALLS,
     ("engines/ipi.rst", 'pip install ".[ipi]"'): INSTALLS,
     (

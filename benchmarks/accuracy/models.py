@@ -91,9 +91,9 @@ MODELS: dict[str, Model] = {
 }
 """Name on the command line -> model.
 
-Peers have the hypers of their architecture but for cutoff and batch; PET and MACE are smaller. Of the
-learning rates 1e-3 and 3e-3 for PET, 3e-3 and 1e-2 for SOAP-BPNN the better one after 24 s on the
-dimers is taken, MACE's is its default.
+Peers have the hypers of their architecture but for cutoff and batch; PET and MACE are smaller. Of
+the learning rates 1e-3 and 3e-3 for PET, 3e-3 and 1e-2 for SOAP-BPNN the better one after 24 s on
+the dimers is taken, MACE's is its default.
 """
 
 
