@@ -103,6 +103,10 @@ def table(group: Group) -> str:
     return "\n".join(lines)
 
 
+def budget(minutes: float) -> str:
+    return f"{minutes:g} processor-minute{'' if minutes == 1 else 's'}"
+
+
 def picture_name(name: str, minutes: float) -> str:
     return f"accuracy-{name}-{minutes:g}.png"
 
@@ -113,11 +117,11 @@ def section(name: str, minutes: float, group: Group) -> str:
     first = next(iter(group.values()))[0]
     seeds = sorted({result["seed"] for results in group.values() for result in results})
     numbers = ", ".join(f"{first['tests'][test]['structures']} {test}" for test in dataset.tests)
-    title = f"{dataset.label}: {minutes:g} minutes"
+    title = f"{dataset.label}: {budget(minutes)}"
     return "\n\n".join(
         [
             f"{title}\n{'-' * (len(title) + 2)}",
-            f"{dataset.source}. **{minutes:g} processor-minutes, {len(seeds)} "
+            f"{dataset.source}. **{budget(minutes)}, {len(seeds)} "
             f"{'seed' if len(seeds) == 1 else 'seeds'}, {first['training_structures']} training "
             f"structures**; tests: {numbers}.",
             f".. image:: ../images/{picture_name(name, minutes)}\n"
@@ -136,6 +140,7 @@ def style(name: str) -> tuple[str, str]:
 def draw(name: str, group: Group, path: Path) -> None:
     """A point for each model, its median over the seeds, with a line across their range."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     tests = DATASETS[name].tests
     figure, axes = plt.subplots(
@@ -158,6 +163,12 @@ def draw(name: str, group: Group, path: Path) -> None:
                 label=MODELS[model].label,
             )
         axis.set(xscale="log", yscale="log", title=test, xlabel="energy RMSE (meV/atom)")
+        for scale in (axis.xaxis, axis.yaxis):
+            scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            scale.set_major_formatter(lambda value, _: f"{value:g}")
+            scale.set_minor_formatter(NullFormatter())
+        # some room about few points, and ticks on both axes
+        axis.margins(0.15)
         axis.grid(which="both", alpha=0.2)
     axes[0, 0].set_ylabel("force RMSE (meV/Å)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
