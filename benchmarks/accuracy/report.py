@@ -163,12 +163,12 @@ def draw(name: str, group: Group, path: Path) -> None:
                 label=MODELS[model].label,
             )
         axis.set(xscale="log", yscale="log", title=test, xlabel="energy RMSE (meV/atom)")
+        axis.margins(0.15)
         for scale in (axis.xaxis, axis.yaxis):
-            scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            low, high = scale.get_view_interval()
+            scale.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
             scale.set_major_formatter(lambda value, _: f"{value:g}")
             scale.set_minor_formatter(NullFormatter())
-        # some room about few points, and ticks on both axes
-        axis.margins(0.15)
         axis.grid(which="both", alpha=0.2)
     axes[0, 0].set_ylabel("force RMSE (meV/Å)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
