@@ -41,8 +41,7 @@ ELSEWHERE = {
     ): INSTALLS,
     (
         "accuracy.rst",
-        "python benchmarks/accuracy/run.py --minutes 1 --sets dimers --models lorem-sr lorem-lr "
-        "pet-lr soap-bpnn-lr",
+        "python benchmarks/accuracy/run.py --minutes 1 --sets dimers --models lorem-lr pet-lr",
     ): "takes minutes; tests/test_accuracy.py::test_shown_commands",
     ("engines/ase.rst", "pip install metatomic-ase"): INSTALLS,
     ("engines/ipi.rst", 'pip install ".[ipi]"'): INSTALLS,
