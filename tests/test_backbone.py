@@ -17,7 +17,11 @@ from scipy.spatial.transform import Rotation
 from metatrain_lorem.backbones import check_exportable, exportable
 from metatrain_lorem.commands.set_charge import set_charge
 from metatrain_lorem.model import Lorem
-from metatrain_lorem.training.optimizers import build_optimizers, set_learning_rate
+from metatrain_lorem.training.optimizers import (
+    build_optimizers,
+    check_backbone_factor,
+    set_learning_rate,
+)
 
 PER_SYSTEM = {"energy": ModelOutput(unit="eV", sample_kind="system")}
 QEQ = {"enable": True}
@@ -254,9 +258,13 @@ def test_variants_of_the_energy(pet, caplog):
         "mtt::q",
         {"quantity": "", "unit": "", "type": "scalar", "sample_kind": "atom", "num_subtargets": 1},
     )
-    with caplog.at_level(logging.INFO):
-        assert new_from(pet[1], targets={"mtt::q": charge}).backbone.energies == {}
-    assert "no target is the energy of the backbone" in caplog.text
+    model = new_from(pet[1], targets={"mtt::q": charge})
+    assert model.backbone.energies == {}
+    (record,) = (r for r in caplog.records if "no target is the energy of the" in r.message)
+    assert record.levelno == logging.WARNING
+    caplog.clear()
+    model_from_checkpoint(model.get_checkpoint(), "export")
+    assert "no target is the energy" not in caplog.text  # once, when it is new
     with pytest.raises(ValueError, match="backbone.energy: no target is the energy"):
         new_from(pet[1], targets={"mtt::q": charge}, backbone={"energy": True})
 
@@ -392,6 +400,55 @@ def test_more_elements_in_fine_tuning(small, pet, tmp_path):
         model_from_checkpoint(checkpoint, "finetune").restart(more)
 
 
+def test_fixed_weights_of_the_backbone_stay_fixed(small, tmp_path):
+    """LoRA of PET trains few weights; a backbone that is set free is as PET left it."""
+    from metatrain.pet.modules.finetuning import apply_finetuning_strategy
+
+    reference = backbones.write_trained(tmp_path / "pet.ckpt")
+    lora = {"method": "lora", "config": {"rank": 2, "alpha": 2.0}, "inherit_heads": {}}
+    apply_finetuning_strategy(reference, lora).finetune_config = lora
+    checkpoint = reference.get_checkpoint()
+    checkpoint["best_model_state_dict"] = checkpoint["model_state_dict"]  # as PET's trainer does
+    torch.save(checkpoint, tmp_path / "lora.ckpt")
+    expected = {name for name, p in reference.named_parameters() if p.requires_grad}
+    assert 0 < len(expected) < len(list(reference.parameters()))
+    _, info = small.read(small.file)
+    for freeze in (True, False):
+        section = backbones.section(checkpoint=str(tmp_path / "lora.ckpt"), freeze=freeze)
+        model = small.new_model(info, backbone=section)
+        assert trained_names(model) == (set() if freeze else expected)
+        loaded = model_from_checkpoint(copy.deepcopy(model.get_checkpoint()), "restart")
+        loaded = loaded.restart(info, {"backbone": {**section, "freeze": False}})
+        assert trained_names(loaded) == expected
+
+
+def trained_names(model):
+    return {name for name, p in model.backbone.model.named_parameters() if p.requires_grad}
+
+
+def test_a_checkpoint_may_move_before_a_restart(small, pet, caplog):
+    """It is not read any more. What else it says about the backbone must be the same."""
+    _, info = small.read(small.file)
+    section = backbones.section(checkpoint=str(pet[1]))
+    checkpoint = small.new_model(info, backbone=section).get_checkpoint()
+
+    def restarted(start, **changes):
+        loaded = model_from_checkpoint(copy.deepcopy(start), "restart")
+        return loaded.restart(info, {"backbone": {**section, **changes}})
+
+    caplog.set_level(logging.INFO)
+    for path in ("moved/pet.ckpt", None):
+        caplog.clear()
+        model = restarted(checkpoint, checkpoint=path)
+        assert model.hypers["backbone"]["checkpoint"] == str(pet[1])
+        assert f"backbone.checkpoint was {pet[1]}, now {path}: neither is read" in caplog.text
+    with pytest.raises(ValueError, match="Mismatched hypers: .'backbone'"):
+        restarted(checkpoint, checkpoint="moved/pet.ckpt", energy=False)
+    scratch = small.new_model(info, backbone=backbones.section()).get_checkpoint()
+    with pytest.raises(ValueError, match="Mismatched hypers: .'backbone'"):
+        restarted(scratch)
+
+
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_learning_rate_of_the_backbone(optimizer):
     model = models.new_model(backbone=backbones.section())
@@ -407,6 +464,36 @@ def test_learning_rate_of_the_backbone(optimizer):
         assert rates[id(parameter)] == pytest.approx(expected), name
 
 
+@pytest.mark.parametrize("factor", [-1.0, np.nan, np.inf])
+def test_no_learning_rate_of_the_backbone(small, tmp_path, factor):
+    with pytest.raises(ValueError, match="training.backbone_learning_rate_factor: .* is not a fin"):
+        data, info = small.read(small.file)
+        trainer = small.new_trainer(backbone_learning_rate_factor=factor)
+        small.fit(trainer, small.new_model(info), data, data, tmp_path)
+
+
+def test_learning_rates_of_the_backbone_without_effect(pet, caplog):
+    model = new_from(pet[1])
+    check_backbone_factor(models.new_model(), 1.0)
+    check_backbone_factor(model, 0.0)
+    assert "no effect" not in caplog.text
+    check_backbone_factor(models.new_model(), 0.5)
+    assert "factor: 0.5 has no effect, for the model has no backbone" in caplog.text
+    caplog.clear()
+    check_backbone_factor(new_from(pet[1], backbone={"freeze": True}), 0.5)
+    assert "factor: 0.5 has no effect, for the backbone is frozen" in caplog.text
+
+
+def test_no_epoch_is_the_potential(small, pet, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    trained(small, tmp_path, pet[1], {"num_epochs": 0})
+    assert "the potential of the backbone's checkpoint is exported" in caplog.text
+    assert "untrained" not in caplog.text
+    caplog.clear()
+    trained(small, tmp_path, pet[1], {"num_epochs": 0}, energy=False)
+    assert "random weights, untrained" in caplog.text
+
+
 # --- bad input -----------------------------------------------------------------------------------
 
 
@@ -417,7 +504,7 @@ def test_learning_rate_of_the_backbone(optimizer):
         ({"name": None, "checkpoint": "a.ckpt"}, r"backbone.checkpoint is given, .* set `name`"),
         ({"name": None, "hypers": {"a": 1}}, r"backbone.hypers is given, but no architecture"),
         ({"name": "composition", "hypers": {}}, r"'composition' has no features"),
-        ({"name": "llpr", "hypers": {}}, r"'llpr' can't be a backbone"),
+        ({"name": "llpr", "hypers": {}}, r"'llpr' can't be a backbone: it is no model by itself"),
         ({"hypers": {"cutof": 3.0}}, r"backbone.hypers, as of 'pet': (.|\n)*'cutof'"),
         ({"hypers": {"cutoff": "far"}}, r"backbone.hypers, as of 'pet': (.|\n)*cutoff"),
         ({"energy": True}, r"backbone.energy: true has a meaning with a `checkpoint` only"),
@@ -442,6 +529,17 @@ def test_refused_checkpoints(pet, tmp_path):
         new_from(pet[1], atomic_types=(1, 6, 7, 79))
     with pytest.raises(ValueError, match=r"backbone.hypers.cutoff is 3.0, but 4.5 in"):
         new_from(pet[1], backbone={"hypers": {"cutoff": 3.0}})
+    with pytest.raises(ValueError, match=r"hypers.long_range.enable is True, but False in"):
+        new_from(pet[1], backbone={"hypers": {"long_range": {"enable": True}}})
+    new_from(pet[1], backbone={"hypers": {"long_range": {"enable": False}}})
+    pet[0].export().save(str(tmp_path / "pet.pt"))
+    with pytest.raises(ValueError, match=r"pet.pt is an exported model: give the checkpoint"):
+        new_from(tmp_path / "pet.pt")
+
+
+def test_home_in_the_path_of_a_checkpoint(pet, monkeypatch):
+    monkeypatch.setenv("HOME", str(pet[1].parent))
+    assert new_from("~/pet.ckpt").backbone.energies == {"energy": "energy"}
 
 
 def test_freezing_random_weights_is_announced(caplog):

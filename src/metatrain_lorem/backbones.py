@@ -9,29 +9,21 @@ import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from metatomic.torch import ModelOutput, System
 from metatrain.utils.abc import ModelInterface
-from metatrain.utils.architectures import (
-    check_architecture_name,
-    check_architecture_options,
-    get_default_hypers,
-    import_architecture,
-)
 from metatrain.utils.data import DatasetInfo, TargetInfo
-from metatrain.utils.data.target_info import get_energy_target_info
 from metatrain.utils.io import model_from_checkpoint
 from metatrain.utils.neighbor_lists import (
     get_requested_neighbor_lists,
     get_system_with_neighbor_lists,
 )
-from omegaconf import OmegaConf
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .backbone_sources import SECTION, architecture_class, from_checkpoint, from_scratch
 from .blocks.backbone import FEATURES, Backbone, is_invariant
 from .documentation import BackboneHypers, ModelHypers
 from .heads.charges import is_energy
 from .nn.spex_harmonics import SpexHarmonics
 from .variants import starting_points
 
-SECTION = "architecture.model.backbone"
 KNOWN_INPUTS = {"charge": 0.0, "spin_multiplicity": 1.0}
 """Inputs that can be passed on, with values for a trial."""
 
@@ -51,26 +43,29 @@ def build_backbone(
         data, naming the hyper
     """
     options = hypers["backbone"]
-    name = options["name"]
+    name, is_new = options["name"], model is None
     if name is None:
         for key in ("checkpoint", "hypers"):
             if options[key]:
                 raise ValueError(f"{SECTION}.{key} is given, but no architecture: set `name`")
         return None
-    if model is None and options["checkpoint"] is not None:
-        model = _from_checkpoint(options, dataset_info)
-    elif model is None:
-        model = _from_scratch(options, dataset_info)
+    if is_new:
+        source = from_scratch if options["checkpoint"] is None else from_checkpoint
+        model = source(options, dataset_info)
     try:
         outputs = list(model.supported_outputs())
     except AttributeError as error:
-        raise ValueError(f"{SECTION}.name: {name!r} can't be a backbone: {error}") from error
+        # as of LLPR, until it is given another model
+        raise ValueError(
+            f"{SECTION}.name: {name!r} can't be a backbone: it is no model by itself, but is made "
+            "from another one. Name the architecture of that one"
+        ) from error
     if not any(feature in outputs for feature in FEATURES):
         raise ValueError(
             f"{SECTION}.name: {name!r} has no features that could be used: it offers none of "
             f"{', '.join(FEATURES)}, but {', '.join(outputs)}"
         )
-    energies = _energies(options, model, dataset_info)
+    energies = _energies(options, model, dataset_info, is_new)
     missing = [key for key in _inputs(model) if key not in dataset_info.extra_data]
     if missing:
         raise ValueError(
@@ -83,84 +78,8 @@ def build_backbone(
     return backbone
 
 
-def _from_scratch(options: BackboneHypers, dataset_info: DatasetInfo) -> ModelInterface:
-    name = options["name"]
-    for key in ("energy", "freeze"):
-        if options[key] is True:
-            message = f"{SECTION}.{key}: true has a meaning with a `checkpoint` only"
-            if key == "energy":
-                raise ValueError(f"{message}: energies of random weights are no start")
-            logging.warning(f"{message}: the weights of the backbone stay random")
-    model_class = _model_class(name)
-    defaults = get_default_hypers(name, base_precision=64)
-    merged = OmegaConf.to_container(OmegaConf.merge(defaults["model"], options["hypers"]))
-    try:
-        # metatrain's errors start with "architecture.model"
-        check_architecture_options(name, {**defaults, "model": merged})
-    except Exception as error:
-        raise ValueError(f"{SECTION}.hypers, as of {name!r}: {error}") from error
-    # with a target, for containers without content have no type in TorchScript
-    info = DatasetInfo(
-        dataset_info.length_unit,
-        dataset_info.atomic_types,
-        {"energy": get_energy_target_info("energy", {"unit": "eV"})},
-        dataset_info.extra_data,
-    )
-    try:
-        return model_class(merged, info)
-    except Exception as error:
-        raise ValueError(f"{SECTION}: {name!r} can't be made: {error}") from error
-
-
-def _model_class(name: str) -> type[ModelInterface]:
-    try:
-        check_architecture_name(name)
-        return import_architecture(name).__model__
-    except (ValueError, ImportError, AttributeError) as error:
-        raise ValueError(f"{SECTION}.name: {error}") from error
-
-
-def _from_checkpoint(options: BackboneHypers, dataset_info: DatasetInfo) -> ModelInterface:
-    name, path = options["name"], options["checkpoint"]
-    _model_class(name)
-    try:
-        checkpoint = torch.load(path, weights_only=False, map_location="cpu")
-        architecture = checkpoint["architecture_name"]
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{SECTION}.checkpoint: there is no file {path}") from error
-    except Exception as error:
-        raise ValueError(
-            f"{SECTION}.checkpoint: {path} is no checkpoint (.ckpt) of metatrain: {error}"
-        ) from error
-    if architecture != name:
-        raise ValueError(
-            f"{SECTION}.checkpoint: {path} is of the architecture {architecture!r}, but `name` is "
-            f"{name!r}"
-        )
-    model = model_from_checkpoint(checkpoint, context="export")
-    for key, value in options["hypers"].items():
-        if model.hypers.get(key) != value:
-            raise ValueError(
-                f"{SECTION}.hypers.{key} is {value}, but {model.hypers.get(key)} in {path}: leave "
-                "`hypers` out, a checkpoint brings its own"
-            )
-    unit, own_unit = model.dataset_info.length_unit, dataset_info.length_unit
-    if unit.lower() != own_unit.lower():
-        raise ValueError(
-            f"{SECTION}.checkpoint: lengths are in {unit!r} in {path}, but in {own_unit!r} in the "
-            "data: convert the data"
-        )
-    unknown = sorted(set(dataset_info.atomic_types) - set(model.dataset_info.atomic_types))
-    if unknown:
-        raise ValueError(
-            f"{SECTION}.checkpoint: {path} does not know the atomic types {unknown} of the data; "
-            f"it knows {sorted(model.dataset_info.atomic_types)}"
-        )
-    return model
-
-
 def _energies(
-    options: BackboneHypers, model: ModelInterface, dataset_info: DatasetInfo
+    options: BackboneHypers, model: ModelInterface, dataset_info: DatasetInfo, is_new: bool
 ) -> dict[str, str]:
     """Targets that get the energy of the backbone, and its names there."""
     if options["checkpoint"] is None or options["energy"] is False:
@@ -173,7 +92,8 @@ def _energies(
         )
         if options["energy"] is True:
             raise ValueError(f"{SECTION}.energy: {message}")
-        logging.info(f"{SECTION}: {message}. Its features are used alone")
+        if is_new:
+            logging.warning(f"{SECTION}: {message}. Its features are used alone")
     return energies
 
 
@@ -257,6 +177,7 @@ def take_over_energies(model: ModelInterface) -> None:
         module.sync_tensor_maps()
     if model.charge_equilibration is not None:
         torch.nn.init.zeros_(model.charge_equilibration.electronegativity[2].weight)
+        model.has_new_charges = True
     # what is trained knows no element yet
     model.has_new_parameters, model.new_types = True, list(model.atomic_types)
     logging.info(
@@ -319,7 +240,7 @@ def load_recorded(checkpoint: dict[str, Any], state_key: str) -> ModelInterface 
     if stored is None:
         return None
     prefix = "backbone.model."
-    current = _model_class(stored["architecture_name"]).__checkpoint_version__
+    current = architecture_class(stored["architecture_name"]).__checkpoint_version__
     outdated = stored["model_ckpt_version"] != current
     models = {}
     for key in (key for key in STATES if checkpoint.get(key) is not None):

@@ -124,12 +124,13 @@ class BackboneHypers(TypedDict):
     defaults where silent. With a ``checkpoint``, those stored there hold."""
     checkpoint: str | None = None
     """Checkpoint (``.ckpt``) of a trained model of that architecture: its weights are those that
-    the backbone starts from. ``None`` for random ones."""
+    the backbone starts from. ``None`` for random ones. Read once: restarts ignore the path."""
     energy: bool | Literal["auto"] = "auto"
     """Whether the energy of the checkpoint is part of the model's: training starts from that
     potential and learns what it lacks. ``auto``: where there is a checkpoint with an energy."""
     freeze: bool = False
-    """Whether the weights of the backbone stay as they are. May change from one run to the next."""
+    """Whether the weights of the backbone stay as they are. May change from one run to the next.
+    Those that the backbone keeps fixed itself (LoRA of PET) stay in any case."""
 
 
 class ModelHypers(TypedDict):

@@ -115,6 +115,7 @@ def extended(
     new.conditional, new.total_charge = model.conditional, model.total_charge
     new.built_in_charge = model.built_in_charge
     new.finetunes, new.has_new_parameters = model.finetunes, True
+    new.has_new_charges = "charge_equilibration" in blocks
     return new
 
 

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -85,16 +85,21 @@ def start_from_own_checkpoints(train_model: Callable) -> Callable:
         # a plain dictionary or one of OmegaConf; metatrain judges options without architecture
         architecture = options.get("architecture") or {}
         if architecture.get("name") == "lorem":
+            from metatrain.utils.architectures import get_default_hypers
+
+            defaults = get_default_hypers("lorem")["model"]
+            _require_sections(architecture.get("model"), defaults, "architecture.model")
             training = architecture.get("training") or {}
             source = (training.get("finetune") or {}).get("read_from")
             restart = kwargs.get("restart_from")
             backbone = (architecture.get("model") or {}).get("backbone") or {}
+            checkpoint = backbone.get("checkpoint")
             new = restart is None and source is None
             _require_files(
                 {
                     "--restart": restart,
-                    "architecture.model.backbone.checkpoint": backbone.get("checkpoint")
-                    if new
+                    "architecture.model.backbone.checkpoint": os.path.expanduser(checkpoint)
+                    if new and isinstance(checkpoint, str)
                     else None,
                     "architecture.training.finetune.read_from": None if restart else source,
                     "architecture.training.atomic_baseline": training.get("atomic_baseline"),
@@ -112,6 +117,23 @@ def start_from_own_checkpoints(train_model: Callable) -> Callable:
     return train
 
 
+def _require_sections(options, defaults: dict, path: str) -> None:
+    """
+    :param options: options of a section
+    :param defaults: their defaults
+    :param path: of the section, for errors
+    :raises ValueError: for a value where options of their own belong, which metatrain would put
+        together with the defaults
+    """
+    if options is None:
+        return
+    if not isinstance(options, Mapping):
+        raise ValueError(f"{path}: {options!r} is no section: options belong there, `key: value`")
+    for key, default in defaults.items():
+        if isinstance(default, Mapping):
+            _require_sections(options.get(key), default, f"{path}.{key}")
+
+
 def _require_files(paths: dict) -> None:
     """
     :param paths: by option, those that are no path (None, a dictionary, a URL) are passed over
@@ -119,7 +141,12 @@ def _require_files(paths: dict) -> None:
     """
     for key, path in paths.items():
         if isinstance(path, (str, Path)) and "://" not in str(path) and not Path(path).is_file():
-            raise FileNotFoundError(f"{key}: there is no file {path} (in {Path.cwd()})")
+            reason = f"there is no file {path} (in {Path.cwd()})"
+            if str(path) == "":
+                reason = "the path is empty"
+            elif Path(path).is_dir():
+                reason = f"{path} is a folder, no file"
+            raise FileNotFoundError(f"{key}: {reason}")
 
 
 def _own_checkpoint(path: str | Path) -> str | Path:

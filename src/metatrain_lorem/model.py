@@ -107,6 +107,7 @@ class Lorem(ModelInterface[ModelHypers]):
         self.register_buffer("total_charge_range", torch.tensor([torch.inf, -torch.inf]))
         # for the trainer: loaded for fine-tuning; other parameters and new species since a restart
         self.finetunes, self.has_new_parameters = False, False
+        self.has_new_charges = False  # charges that know nothing yet, of a model that does
         self.new_types: list[int] = []
         self.requested_nl = NeighborListOptions(cutoff=cutoff, full_list=True, strict=True)
 

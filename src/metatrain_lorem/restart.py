@@ -97,7 +97,9 @@ def new_blocks(model: ModelInterface, hypers: dict[str, Any]) -> dict[str, dict[
         options = {**defaults["charge_equilibration"], **hypers["charge_equilibration"]}
         take_solver(model, options)
     if "backbone" in hypers and model.backbone is not None:
-        take_freeze(model, {**defaults["backbone"], **hypers["backbone"]}["freeze"])
+        options = {**defaults["backbone"], **hypers["backbone"]}
+        take_freeze(model, options["freeze"])
+        hypers = {**hypers, "backbone": keep_source(model, options)}
     if hypers.get("norms", model.hypers["norms"]) != model.hypers["norms"]:
         logging.info(f"`norms` stays {model.hypers['norms']!r}, with which the model was trained")
         hypers = {**hypers, "norms": model.hypers["norms"]}
@@ -123,6 +125,24 @@ def take_freeze(model: ModelInterface, freeze: bool) -> None:
         logging.info(f"backbone.freeze was {options['freeze']}, now {freeze}")
         options["freeze"] = freeze
         model.backbone.freeze(freeze)
+
+
+def keep_source(model: ModelInterface, options: dict[str, Any]) -> dict[str, Any]:
+    """Where the backbone was first loaded from no longer matters.
+
+    :param model: the model, which holds its backbone
+    :param options: ``backbone`` of the new run
+    :return: the same with the path that the model was made with, if there was one
+    """
+    path = model.hypers["backbone"]["checkpoint"]
+    if path is None:
+        return options
+    if options["checkpoint"] != path:
+        logging.info(
+            f"backbone.checkpoint was {path}, now {options['checkpoint']}: neither is read, the "
+            "backbone goes on as it was trained"
+        )
+    return {**options, "checkpoint": path}
 
 
 def take_solver(model: ModelInterface, hypers: dict[str, Any]) -> None:

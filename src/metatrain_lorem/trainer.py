@@ -28,7 +28,12 @@ from .training.fingerprint import basis_of_comparison
 from .training.hypers import TrainerHypers
 from .training.loss import GlobalLoss
 from .training.memory import estimate_memory
-from .training.optimizers import build_optimizers, load_states, set_learning_rate
+from .training.optimizers import (
+    build_optimizers,
+    check_backbone_factor,
+    load_states,
+    set_learning_rate,
+)
 from .training.prepared import Memory, Preparation, PreparedStructures
 from .training.progress import ProgressLogger
 from .training.unscaled import unscaled_targets
@@ -72,10 +77,11 @@ class Trainer(TrainerInterface[TrainerHypers]):
         :param train_datasets: training sets
         :param val_datasets: validation sets
         :param checkpoint_dir: folder for checkpoints
-        :raises ValueError: for labels or data sets that cannot be used
+        :raises ValueError: for labels, data sets or hyperparameters that cannot be used
         :raises FloatingPointError: if a loss is NaN or infinite
         :raises RuntimeError: if the memory does not suffice
         """
+        check_backbone_factor(model, self.hypers["backbone_learning_rate_factor"])
         processes = start_processes(devices, self.hypers["distributed_port"])
         logging.info(
             f"Training in {dtype} on {processes.size} processes, this one on {processes.device}"
@@ -196,10 +202,17 @@ class Trainer(TrainerInterface[TrainerHypers]):
                 f"Training from epoch {first} to {num_epochs - 1}, {num_steps} batches each"
             )
         elif self.epoch is None and not evaluator.model.finetunes:
-            logging.warning(
-                f"`num_epochs` is {num_epochs}: the model is exported with random weights, "
-                "untrained"
-            )
+            backbone = evaluator.model.backbone
+            if backbone is not None and backbone.energies:
+                logging.info(
+                    f"`num_epochs` is {num_epochs}: nothing is trained, and the potential of the "
+                    "backbone's checkpoint is exported with all else as it starts"
+                )
+            else:
+                logging.warning(
+                    f"`num_epochs` is {num_epochs}: the model is exported with random weights, "
+                    "untrained"
+                )
         else:
             logging.info(
                 f"`num_epochs` is {num_epochs} and epoch {first} would be the next: nothing is "

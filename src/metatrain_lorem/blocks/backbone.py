@@ -49,6 +49,8 @@ class Backbone(torch.nn.Module):
         super().__init__()
         max_degree, s = int(hypers["max_degree"]), int(hypers["num_spherical_features"])
         self.model = model
+        # some architectures train few of their weights (LoRA)
+        self.fixed: list[str] = [n for n, p in model.named_parameters() if not p.requires_grad]
         self.feature: str = next(name for name in FEATURES if name in model.supported_outputs())
         self.energies = energies
         self.num_inputs = num_inputs
@@ -73,10 +75,11 @@ class Backbone(torch.nn.Module):
 
     def freeze(self, frozen: bool) -> None:
         """
-        :param frozen: whether the weights of the other model stay as they are
+        :param frozen: whether the weights of the other model stay as they are, or only those that
+            it keeps fixed itself
         """
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(not frozen)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(not frozen and name not in self.fixed)
 
     def inputs(self) -> dict[str, ModelOutput]:
         """What the other model asks for beside positions and cells."""

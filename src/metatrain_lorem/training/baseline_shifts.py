@@ -11,6 +11,7 @@ from metatrain.composition import CompositionModel
 from metatrain.utils.abc import ModelInterface
 from metatrain.utils.transfer import batch_to
 
+from ..systems import total_charges
 from .batches import ValidationBatches
 from .distributed import Processes
 from .epoch import naming_structures
@@ -18,6 +19,9 @@ from .epoch import naming_structures
 SMALLEST_EIGENVALUE = 1e-12
 """Of the normal equations, relative to the largest one. Directions below it, i.e. compositions that
 do not occur, are left as they are."""
+
+WEIGHT_OF_CHARGED = 1e-6
+"""Of charged structures in a fit where neutral ones count 1: they decide what these leave open."""
 
 
 def shift_baselines(
@@ -31,6 +35,9 @@ def shift_baselines(
     A least-squares fit of the composition to the errors: it finds another zero of energy, and the
     baseline of a new element, but takes nothing of what the model has learned. Where the data leave
     a choice, the baselines of new elements account for the errors first.
+
+    Charges that know nothing yet take a wrong energy to charge a structure, which is no matter of
+    baselines: charged structures then only decide what neutral ones leave open.
 
     :param model: model in training mode, its baselines changed
     :param names: targets
@@ -51,15 +58,18 @@ def shift_baselines(
         name: [_Fit(block.values, processes) for block in composition.model.weights[name].blocks()]
         for name in names
     }
+    charges = _Charges(model, processes)
     for indices, batch in batches:
         systems, labels, _ = batch_to(*batch, dtype=dtype, device=processes.device)
         present = {name: output for name, output in outputs.items() if name in labels}
         with torch.no_grad(), naming_structures(indices, "training"):
             errors = _errors(model, systems, labels, model(systems, present))
         species = [composition.model.type_to_index[system.types] for system in systems]
+        weights = charges.weights(systems, species)
         for name, error in errors.items():
             for key, fit in zip(composition.model.weights[name].keys, fits[name], strict=True):
-                fit.add(species, error.block(key).values, infos[name].sample_kind)
+                fit.add(species, error.block(key).values, weights, infos[name].sample_kind)
+    charges.report()
     new = [model.atomic_types.index(t) for t in model.new_types]
     for name in names:
         _apply(composition, name, [fit.solve(new) for fit in fits[name]], infos[name].unit)
@@ -69,6 +79,58 @@ def shift_baselines(
             logging.info(
                 f"Baseline of '{name}': the training set has no {', '.join(kept)}, whose baselines "
                 "are kept"
+            )
+
+
+class _Charges:
+    """Tells charged structures apart, where the charges of the model are new.
+
+    :param model: the model
+    :param processes: among which the data are shared
+    """
+
+    def __init__(self, model: ModelInterface, processes: Processes) -> None:
+        self.model = model
+        self.processes = processes
+        # structures, and those with each species: neutral, charged
+        shape = [2, 1 + len(model.atomic_types)]
+        self.counts = torch.zeros(shape, dtype=torch.float64, device=processes.device)
+
+    def weights(self, systems: list[System], species: list[torch.Tensor]) -> torch.Tensor:
+        """
+        :param systems: structures of a batch
+        :param species: of their atoms
+        :return: weights of the structures in the fit
+        """
+        total = torch.zeros(len(systems), dtype=torch.float64, device=species[0].device)
+        if self.model.has_new_charges:
+            total = total_charges(
+                systems, self.model.conditional, self.model.total_charge, torch.float64
+            )
+        for is_charged, s in zip((total != 0.0).tolist(), species, strict=True):
+            self.counts[int(is_charged), 0] += 1
+            self.counts[int(is_charged), 1 + s.unique()] += 1
+        return torch.where(total == 0.0, 1.0, WEIGHT_OF_CHARGED)
+
+    def report(self) -> None:
+        """Log what that means for the baselines."""
+        (neutral, *known), (charged, *others) = self.processes.sum(self.counts).tolist()
+        if charged == 0:
+            return
+        logging.info(
+            f"Baselines: {charged:.0f} charged structures of the training set only decide what "
+            f"{neutral:.0f} neutral ones leave open, for the energy of charging is not learned yet"
+        )
+        only_charged = [
+            ase.data.chemical_symbols[t]
+            for t, n, m in zip(self.model.atomic_types, known, others, strict=True)
+            if n == 0 and m > 0
+        ]
+        if only_charged:
+            logging.warning(
+                f"No neutral structure of the training set has {', '.join(only_charged)}: the "
+                "baseline contains energy of charging, several eV, which the model must unlearn. "
+                "Add neutral structures, or give `atomic_baseline`"
             )
 
 
@@ -88,10 +150,17 @@ class _Fit:
         self.matrix = torch.zeros(size, n, n, **options)
         self.vector = torch.zeros(size, n, **options)
 
-    def add(self, species: list[torch.Tensor], errors: torch.Tensor, sample_kind: str) -> None:
+    def add(
+        self,
+        species: list[torch.Tensor],
+        errors: torch.Tensor,
+        weights: torch.Tensor,
+        sample_kind: str,
+    ) -> None:
         """
         :param species: of the atoms of each structure
         :param errors: ``[structures or atoms, components ..., properties]``, NaN where unknown
+        :param weights: of the structures ``[structures]``
         :param sample_kind: of the target
         """
         one_hot = [torch.nn.functional.one_hot(s, self.shape[0]).double() for s in species]
@@ -99,11 +168,13 @@ class _Fit:
             numbers = torch.stack([counts.sum(dim=0) for counts in one_hot])
         else:
             numbers = torch.cat(one_hot)
+            weights = torch.cat([w.expand(len(s)) for w, s in zip(weights, species, strict=True)])
         errors = errors.flatten(1).double()
         known = torch.isfinite(errors)
         errors = errors.masked_fill(~known, 0.0)
-        self.matrix += torch.einsum("ia,ip,ib->pab", numbers, known.double(), numbers)
-        self.vector += torch.einsum("ia,ip->pa", numbers, errors)
+        weighted = numbers * weights.unsqueeze(1)
+        self.matrix += torch.einsum("ia,ip,ib->pab", weighted, known.double(), numbers)
+        self.vector += torch.einsum("ia,ip->pa", weighted, errors)
 
     def absent(self) -> list[int]:
         """Species of which there are no labels; to be called after :meth:`solve`."""

@@ -51,8 +51,8 @@ class TrainerHypers(TypedDict):
     learning_rate: float = 5e-3
     """Learning rate at the end of the warm-up, for all parameters."""
     backbone_learning_rate_factor: float = 1.0
-    """What the learning rate is multiplied by for the weights of a backbone. A trained one wants
-    less than 1; ``freeze`` of the backbone stands for 0."""
+    """What the learning rate is multiplied by for the weights of a backbone, zero or more. A
+    trained one wants less than 1; ``freeze`` of the backbone stands for 0, whatever this is."""
     warmup_fraction: float = 0.01
     """Fraction of the training steps in which the learning rate rises linearly from zero.
 

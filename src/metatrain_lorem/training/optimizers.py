@@ -1,5 +1,6 @@
 """AdamW, Muon, and the learning rate as a function of progress."""
 
+import logging
 import math
 
 import torch
@@ -144,6 +145,24 @@ def build_optimizers(
         adamw = torch.optim.AdamW(others, lr=learning_rate, fused=True)
         return [Muon(groups, lr=learning_rate), adamw]
     return [torch.optim.AdamW([*groups, *others], lr=learning_rate, fused=True)]
+
+
+def check_backbone_factor(model: torch.nn.Module, factor: float) -> None:
+    """Say where a learning rate of the backbone can't be, or has no effect.
+
+    :param model: the model
+    :param factor: hyper ``backbone_learning_rate_factor``
+    :raises ValueError: for a factor that is negative or not finite
+    """
+    key = "architecture.training.backbone_learning_rate_factor"
+    if not 0.0 <= factor < math.inf:
+        raise ValueError(f"{key}: {factor} is not a finite number of zero or more")
+    if factor == 1.0:
+        return
+    if model.backbone is None:
+        logging.warning(f"{key}: {factor} has no effect, for the model has no backbone")
+    elif model.hypers["backbone"]["freeze"]:
+        logging.warning(f"{key}: {factor} has no effect, for the backbone is frozen (`freeze`)")
 
 
 def split_groups(groups: list[dict], chosen: set[int], factor: float) -> list[dict]:
