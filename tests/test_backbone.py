@@ -446,7 +446,8 @@ def test_a_checkpoint_may_move_before_a_restart(small, pet, caplog):
         restarted(checkpoint, checkpoint="moved/pet.ckpt", energy=False)
     scratch = small.new_model(info, backbone=backbones.section()).get_checkpoint()
     with pytest.raises(ValueError, match="Mismatched hypers: .'backbone'"):
-        restarted(scratch)
+        restarted(scratch, hypers=backbones.SMALL["pet"])
+    restarted(scratch, hypers=backbones.SMALL["pet"], checkpoint=None)
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
