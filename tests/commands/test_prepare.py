@@ -319,8 +319,60 @@ def test_born_charges_in_the_other_order(tmp_path, capsys):
     np.testing.assert_allclose(born, with_born_charges("bec")[1], atol=1e-7)
 
 
-def test_born_charges_of_another_shape():
+def test_born_charges_of_another_shape(tmp_path):
+    """The message names the file and the shape, as large as the numbers are many."""
     atoms, _ = with_born_charges("bec")
     atoms.arrays["bec"] = atoms.arrays["bec"][:, :6]
-    with pytest.raises(ValueError, match="'bec' must be 3 x 9 numbers"):
-        prepare([atoms])
+    write(tmp_path / "in.xyz", [MOLECULE, atoms], format="extxyz")
+    message = r"in.xyz: structure 1 .*'bec' must be 3 x 9 numbers \(atoms x 9\), it is 3 x 6$"
+    with pytest.raises(SystemExit, match=message):
+        main(["prepare", str(tmp_path / "in.xyz"), str(tmp_path / "out.xyz")])
+
+
+def test_born_charges_without_a_number():
+    atoms, _ = with_born_charges("bec")
+    atoms.arrays["bec"][:] = np.nan
+    summary = prepare([MOLECULE.copy(), atoms])
+    assert (summary.born_charges, summary.empty_born_charges) == (0, 1)
+    assert "born_effective_charge" not in atoms.arrays
+    assert "Born charges all NaN: no labels              1" in str(summary)
+
+
+@pytest.mark.parametrize("name", ["bec", "born_effective_charge", "born_effective_charges"])
+@pytest.mark.parametrize("shape", [(27,), (3, 9), (3, 3, 3)])
+def test_born_charges_in_the_comment_line(name, shape, tmp_path):
+    atoms, born = MOLECULE.copy(), with_born_charges("bec")[1]
+    atoms.info[name] = born.reshape(shape)
+    write(tmp_path / "in.xyz", atoms, format="extxyz")
+    summary = prepare_file(tmp_path / "in.xyz", tmp_path / "out.xyz")
+    assert (summary.born_charges, summary.left_in_comment) == (1, [])
+    atoms = read(tmp_path / "out.xyz")
+    np.testing.assert_allclose(atoms.arrays["born_effective_charge"], born, atol=1e-7)
+    assert name not in atoms.info
+
+
+@pytest.mark.parametrize("values", ["dft", np.ones(18), np.ones((9, 3))])
+def test_something_else_in_the_comment_line(values):
+    atoms = MOLECULE.copy()
+    atoms.info["bec"] = values
+    summary = prepare([atoms, MOLECULE.copy()])
+    assert atoms.info["bec"] is values and summary.born_charges == 0
+    assert "bec stays in the comment line of 1 structures and is no label" in str(summary)
+
+
+def test_column_and_comment_line():
+    atoms, born = with_born_charges("bec", bec=np.ones(27))
+    summary = prepare([atoms])
+    np.testing.assert_allclose(atoms.arrays["born_effective_charge"], born, atol=1e-12)
+    assert "bec stays in the comment line of 1 structures and is no label" in str(summary)
+
+
+def test_born_charges_transposed_twice(tmp_path):
+    write(tmp_path / "in.xyz", with_born_charges("bec", True)[0], format="extxyz")
+    first = prepare_file(tmp_path / "in.xyz", tmp_path / "1.xyz", polarization_first=True)
+    assert "Born charges of 1 structures had the polarisation first and were transp" in str(first)
+    assert "Use --born-charge-order polarization-first once" in str(first)
+    assert "already" not in str(first)
+    second = prepare_file(tmp_path / "1.xyz", tmp_path / "2.xyz", polarization_first=True)
+    assert "1 of these were called born_effective_charge already" in str(second)
+    assert "transposed" not in str(prepare_file(tmp_path / "1.xyz", tmp_path / "2.xyz"))

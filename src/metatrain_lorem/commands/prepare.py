@@ -20,6 +20,9 @@ from .prepare_summary import Summary
 BORN_CHARGES = ("born_effective_charge", "bec", "born_charges", "apt")
 """Names of Born charges in files; the first is what they become."""
 
+ASE_BORN_CHARGES = "born_effective_charges"
+"""ASE's own name of them."""
+
 ROUNDING_LIMIT = 0.1
 """Largest distance in e of a sum of atomic charges from the integer that is taken for it."""
 
@@ -91,7 +94,8 @@ def prepare_file(
     :param total_charge_from_sum: see :func:`prepare`
     :param dipoles_about_origin: see :func:`prepare`
     :param polarization_first: see :func:`prepare`
-    :raises ValueError: if the file cannot be read or overwritten, and as :func:`prepare`
+    :raises ValueError: if the file cannot be read or overwritten, and as :func:`prepare`, with the
+        name of the file
     """
     source, destination = Path(source), Path(destination)
     if destination.suffix not in (".xyz", ".extxyz"):
@@ -99,7 +103,11 @@ def prepare_file(
     if destination.exists() and source.exists() and os.path.samefile(source, destination):
         raise ValueError(f"{destination} is the input: choose another name for the output")
     structures = _read(source)
-    summary = prepare(structures, total_charge_from_sum, dipoles_about_origin, polarization_first)
+    options = total_charge_from_sum, dipoles_about_origin, polarization_first
+    try:
+        summary = prepare(structures, *options)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
     temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
     try:
         ase.io.write(temporary, structures, format="extxyz")
@@ -128,8 +136,9 @@ def prepare(
 
     Atomic charges become the column ``atomic_charge``, dipole moments ``info["dipole_moment"]``,
     total charges ``info["charge"]``, Born charges the nine columns ``born_effective_charge``, first
-    the polarisation for a displacement along x. metatrain asks for a name in all structures: those
-    that lack a value which others have get NaN. Dipole moments of periodic structures are left out.
+    the polarisation for a displacement along x; from the comment line (``info``), too.
+    metatrain asks for a name in all structures: those that lack a value which others have get NaN.
+    Dipole moments of periodic structures are left out.
 
     :param structures: as ASE reads them: charges in e, dipole moments in e Å
     :param total_charge_from_sum: take the sum of atomic charges, rounded to the nearest integer,
@@ -151,7 +160,7 @@ def prepare(
             if total_charge is not None:
                 atoms.info["charge"] = total_charge
             _rename_dipole(atoms, summary, total_charge, dipoles_about_origin)
-            born = _rename_born_charges(atoms, polarization_first)
+            born = _rename_born_charges(atoms, summary, polarization_first)
         except ValueError as error:
             raise ValueError(f"structure {index} (counted from 0): {error}") from None
         summary.charges += charges is not None
@@ -217,20 +226,44 @@ def _rename_dipole(
     summary.dipoles += 1
 
 
-def _rename_born_charges(atoms: ase.Atoms, polarization_first: bool) -> np.ndarray | None:
-    results = _results(atoms)
-    name = "born_effective_charges"  # ASE's own
-    if name in results:
-        results[name] = np.asarray(results[name]).reshape(len(atoms), -1)
-    sources = [(atoms.arrays, key) for key in BORN_CHARGES]
-    born = _take([*sources, (atoms.arrays, name), (results, name)], (len(atoms), 9))
+def _rename_born_charges(
+    atoms: ase.Atoms, summary: Summary, polarization_first: bool
+) -> np.ndarray | None:
+    results, shape = _results(atoms), (len(atoms), 9)
+    names = (*BORN_CHARGES, ASE_BORN_CHARGES)
+    if ASE_BORN_CHARGES in results:
+        results[ASE_BORN_CHARGES] = np.asarray(results[ASE_BORN_CHARGES]).reshape(len(atoms), -1)
+    for name in names:
+        if name in atoms.info and not _move_to_columns(atoms, name):
+            summary.left_in_comment.append(name)
+    sources = [(atoms.arrays, name) for name in names] + [(results, ASE_BORN_CHARGES)]
+    prepared = BORN_CHARGES[0] in atoms.arrays
+    found = any(name in place for place, name in sources)
+    born = _take(sources, shape)
     if born is None:
+        summary.empty_born_charges += found
         return None
     matrices = born.reshape(-1, 3, 3)
     if polarization_first:
         matrices = matrices.transpose(0, 2, 1)
+        summary.transposed += 1
+        summary.transposed_again += prepared
     atoms.arrays[BORN_CHARGES[0]] = matrices.reshape(-1, 9)
     return matrices
+
+
+def _move_to_columns(atoms: ase.Atoms, name: str) -> bool:
+    """Make columns of Born charges in the comment line.
+
+    :return: False if there are such columns, or something else in the comment line
+    """
+    values, num_atoms = np.asarray(atoms.info[name]), len(atoms)
+    shapes = ((num_atoms * 9,), (num_atoms, 9), (num_atoms, 3, 3))
+    if name in atoms.arrays or values.dtype.kind not in "iuf" or values.shape not in shapes:
+        return False
+    atoms.arrays[name] = values.reshape(num_atoms, 9)
+    del atoms.info[name]
+    return True
 
 
 def _check_born_charges(atoms: ase.Atoms, born: np.ndarray, index: int, summary: Summary) -> None:
@@ -279,8 +312,13 @@ def _take(sources: list[tuple[dict[str, Any], str]], shape: tuple[int, ...]) -> 
     found = {name: np.asarray(place.pop(name)) for place, name in sources if name in place}
     for name, values in found.items():
         if values.dtype.kind not in "iuf" or values.shape != shape:
-            expected = f"{' x '.join(map(str, shape))} numbers" if shape else "one number"
-            raise ValueError(f"{name!r} must be {expected}, it is {values!r:.60}")
+            expected = f"{_by(shape)} numbers" if shape else "one number"
+            if len(shape) == 2:
+                expected += f" (atoms x {shape[1]})"
+            # a table says less than its shape
+            table = values.ndim > 1 and values.dtype.kind in "iuf"
+            found_instead = _by(values.shape) if table else f"{values!r:.60}"
+            raise ValueError(f"{name!r} must be {expected}, it is {found_instead}")
         if np.isinf(values).any():
             raise ValueError(f"{name!r} is infinite: correct it")
     names = list(found)
@@ -291,3 +329,7 @@ def _take(sources: list[tuple[dict[str, Any], str]], shape: tuple[int, ...]) -> 
     if not names or np.isnan(found[names[0]]).all():
         return None
     return found[names[0]].astype(float)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

@@ -29,6 +29,14 @@ class Summary:
     """whose total charge is the rounded sum of atomic charges"""
     born_charges: int = 0
     """with Born charges"""
+    empty_born_charges: int = 0
+    """whose Born charges are all NaN"""
+    left_in_comment: list[str] = field(default_factory=list)
+    """names of Born charges in comment lines that were left there, one per structure"""
+    transposed: int = 0
+    """whose Born charges had the polarisation first"""
+    transposed_again: int = 0
+    """of these, those that had the name that is written"""
     excesses: list[tuple[int, float]] = field(default_factory=list)
     """index, and largest difference in e of the sum of Born charges from the total charge times the
     unit matrix, of each structure that has all of them"""
@@ -51,6 +59,7 @@ class Summary:
         ]
         optional = [
             ("with Born charges", self.born_charges),
+            ("Born charges all NaN: no labels", self.empty_born_charges),
             ("total charge: rounded sum", self.rounded),
             ("periodic: dipole moment left out", self.periodic_dipoles),
             ("initial_charges all zero: no labels", self.zero_initial_charges),
@@ -65,6 +74,24 @@ class Summary:
                 f"Atomic charges differ from the total charge by more than {SUM_TOLERANCE} e in "
                 f"{wrong} of {len(self.sums)} structures; worst: structure {index} (counted from "
                 f"0), sum {total:.5g} e, total charge {charge:.5g} e."
+            )
+        for name in sorted(set(self.left_in_comment)):
+            lines.append(
+                f"{name} stays in the comment line of {self.left_in_comment.count(name)} "
+                "structures and is no label: it is not atoms x 9 numbers, or there is a column of "
+                "that name."
+            )
+        if self.transposed:
+            lines.append(
+                f"The Born charges of {self.transposed} structures had the polarisation first and "
+                "were transposed. Use --born-charge-order polarization-first once: the output has "
+                "the displacement first."
+            )
+        if self.transposed_again:
+            lines.append(
+                f"{self.transposed_again} of these were called born_effective_charge already, as "
+                "this command names what it writes: if the input is such an output, take the file "
+                "it was made of."
             )
         if self.excesses:
             index, excess = max(self.excesses, key=lambda x: x[1])
