@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-import torch
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
 from metatomic.torch import ModelOutput
+from metatomic_ase import MetatomicCalculator
 from metatrain.utils.data.target_info import get_energy_target_info, get_generic_target_info
 
 from metatrain_lorem.engines.ase import FieldCalculator
@@ -34,8 +34,13 @@ def molecule(lorem, charge=0.0, field=FIELD):
 
 def output(atoms, name, kind="system"):
     outputs = {name: ModelOutput(sample_kind=kind)}
-    atoms.calc._model.field = atoms.info.get("electric_field")
     return atoms.calc.run_model(atoms, outputs)[name].block().values[..., 0].detach().numpy()
+
+
+def energy_past_checks(atoms):
+    """What the model itself says to a field, whatever the calculator checks before."""
+    with atoms.calc._model.attached([np.asarray(atoms.info["electric_field"])]):
+        MetatomicCalculator.run_model(atoms.calc, atoms, {"energy": ModelOutput()})
 
 
 @pytest.mark.parametrize("charge", [0.0, 1.0])
@@ -152,8 +157,13 @@ def test_periodic(lorem, tmp_path, boundary):
     assert atoms.get_potential_energy() == pytest.approx(energy, abs=1e-12)
     # the model itself knows no more
     atoms.info["electric_field"] = FIELD
-    with pytest.raises(torch.jit.Error, match="is periodic: it has no energy in an electric field"):
-        output(atoms, "energy")
+    with pytest.raises(ValueError, match="^structure 0 of the batch is periodic: it has no energy"):
+        energy_past_checks(atoms)
+    for function in (lambda: output(atoms, "energy"), lambda: atoms.calc.compute_energy(atoms)):
+        with pytest.raises(
+            PropertyNotImplementedError, match="structure 0 is periodic and has inf"
+        ):
+            function()
 
 
 @pytest.mark.parametrize("field", [[1, 2], "up", [0, 0, np.nan]])
@@ -176,8 +186,8 @@ def test_models_without_charges(lorem, tmp_path):
         atoms.calc = FieldCalculator(tmp_path / "model.pt")
         with pytest.raises(ValueError, match=message):
             atoms.get_forces()
-        with pytest.raises(torch.jit.Error, match="to a model whose charges do not answer to it"):
-            output(atoms, "energy")
+        with pytest.raises(ValueError, match="to a model whose charges do not answer to it"):
+            energy_past_checks(atoms)
 
 
 def test_atomic_dipoles(lorem, tmp_path):
@@ -188,8 +198,43 @@ def test_atomic_dipoles(lorem, tmp_path):
     targets = {**ENERGY, name: get_generic_target_info(name, section)}
     atoms = molecule(lorem)
     atoms.calc = calculator(lorem, tmp_path, targets, atomic_dipoles=True)
-    with pytest.raises(torch.jit.Error, match="needs charge_equilibration, without atomic_dipoles"):
+    message = (
+        "^an electric field is given .* it needs charge_equilibration, without atomic_dipoles$"
+    )
+    with pytest.raises(ValueError, match=message):
         atoms.get_forces()
+    # nothing stays of the field
+    del atoms.info["electric_field"]
+    assert np.isfinite(output(atoms, "energy"))
+    assert np.isfinite(atoms.get_forces()).all()
+
+
+def test_every_structure_in_its_own_field(lorem, tmp_path):
+    """In batches, and whatever was evaluated before."""
+    calc = calculator(lorem, tmp_path, conditional=False)
+    structures = [molecule(lorem, field=field) for field in (FIELD, [0, 0, 0], -2 * FIELD)]
+    del structures[1].info["electric_field"]
+    energies, charges, forces = [], [], []
+    for atoms in structures:
+        atoms.calc = calc
+        energies.append(atoms.get_potential_energy())
+        forces.append(atoms.get_forces())
+        charges.append(output(atoms, "charge", "atom"))
+    plain = MetatomicCalculator(tmp_path / "model.pt")
+    expected = plain.get_potential_energy(structures[1])
+    assert energies[1] == pytest.approx(expected, abs=1e-10)
+    assert min(abs(energies[0] - energies[1]), abs(energies[2] - energies[1])) > 0.01
+    # after a field, none
+    structures[0].get_potential_energy()
+    np.testing.assert_allclose(output(structures[1], "charge", "atom"), charges[1], atol=1e-10)
+    assert calc.compute_energy(structures[1])["energy"] == pytest.approx(expected, abs=1e-10)
+    results = calc.compute_energy(structures, compute_forces_and_stresses=True)
+    np.testing.assert_allclose(results["energy"], energies, atol=1e-9)
+    np.testing.assert_allclose(results["forces"], forces, atol=1e-9)
+    together = calc.run_model(structures, {"charge": ModelOutput(sample_kind="atom")})["charge"]
+    values = together.block().values.detach().numpy().reshape(3, -1)
+    np.testing.assert_allclose(values, charges, atol=1e-9)
+    assert abs(values[0] - values[1]).max() > 0.01
 
 
 def test_lone_ion(lorem, tmp_path):

@@ -356,14 +356,23 @@ DRIVEN = """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind, pbc", [("triclinic", "TTT"), ("molecule", "FFF")])
-def test_driven_dynamics(folder, exported, structures, kind, pbc):
-    """In a static field: i-PI's own accelerations are those of the forces in the field."""
+@pytest.mark.parametrize(
+    "kind, pbc, model",
+    [("triclinic", "TTT", "qeq"), ("molecule", "FFF", "qeq"), ("ion", "FFF", "qeq_plus1")],
+)
+def test_driven_dynamics(folder, exported, structures, kind, pbc, model):
+    """In a static field: i-PI's own accelerations are those of the forces in the field, of an ion
+    as a whole too, if i-PI is told to take its Born charges and not to hold it."""
     atoms = structures[kind]
     if not atoms.cell:
         atoms.set_cell([12.0, 13.0, 14.0])
-    folder.fill("qeq", atoms)
-    folder.write(OURS, DRIVEN, 4, outputs=extra("BEC"), pbc=pbc, born_charges="True")
+    folder.fill(model, atoms)
+    driven, total_charge = DRIVEN, 0.0
+    if kind == "ion":
+        total_charge = 1.0
+        threshold = f"<asr_threshold> {1.01 / len(atoms) ** 2} </asr_threshold> </driven"
+        driven = DRIVEN.replace("</driven", threshold) + "<fixcom> False </fixcom>"
+    folder.write(OURS, driven, 4, outputs=extra("BEC"), pbc=pbc, born_charges="True")
     text = (
         (folder.path / "input.xml").read_text().replace("mode='dynamics'", "mode='driven_dynamics'")
     )
@@ -396,7 +405,27 @@ def test_driven_dynamics(folder, exported, structures, kind, pbc):
         calculator = MetatomicCalculator(exported["qeq"])
         expected = calculator.run_model(frame, outputs)[name].block().values.detach()
         np.testing.assert_allclose(born[0], expected.numpy().reshape(-1, 3), atol=1e-7)
-    assert abs(born.reshape(len(rows), -1, 3, 3).sum(axis=1)).max() < 1e-8
+    excess = born.reshape(len(rows), -1, 3, 3).sum(axis=1) - total_charge * np.eye(3)
+    assert abs(excess).max() < 1e-8
+
+
+def test_born_charges_of_an_ion(folder, exported, structures):
+    """They are the model's output, whose sum is the total charge, beside the dipole moment too."""
+    atoms = structures["ion"]
+    boxed = atoms.copy()
+    boxed.set_cell([12.0, 13.0, 14.0])
+    folder.fill("qeq_plus1", boxed)
+    driver = new_driver(folder, pbc="FFF", born_charges=True)
+    _, _, _, extras = driver(boxed.cell.array.T * ANGSTROM, atoms.positions * ANGSTROM)
+    extras = json.loads(extras)
+    name = "mtt::born_effective_charge"
+    outputs = {name: ModelOutput(unit="e", sample_kind="atom")}
+    calculator = MetatomicCalculator(exported["qeq_plus1"])
+    expected = calculator.run_model(atoms, outputs)[name].block().values.detach()[..., 0].numpy()
+    born = np.array(extras["BEC"]).reshape(-1, 3, 3)
+    np.testing.assert_allclose(born, expected, atol=1e-7)
+    np.testing.assert_allclose(born.sum(axis=0), np.eye(3), atol=1e-8)
+    assert len(extras["dipole"]) == 3
 
 
 def test_refused(folder, structures):

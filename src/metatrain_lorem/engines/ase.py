@@ -1,5 +1,7 @@
 """ASE's calculator of exported models with a uniform electric field."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ase
@@ -55,8 +57,8 @@ class FieldCalculator(MetatomicCalculator):
         """
         field = self._field(atoms)
         if field is None or not atoms.pbc.any():
-            self._model.field = field
-            super().calculate(atoms, properties, system_changes)
+            with self._model.attached([field]):
+                super().calculate(atoms, properties, system_changes)
             return
         undefined = set(properties) - {"forces"}
         if undefined:
@@ -64,7 +66,6 @@ class FieldCalculator(MetatomicCalculator):
                 f"{', '.join(sorted(undefined))} of a periodic structure in an electric field: "
                 "only forces are defined there (get_forces), to first order in the field"
             )
-        self._model.field = None
         requests = self._additional_output_requests
         self._additional_output_requests = {
             **requests,
@@ -78,6 +79,46 @@ class FieldCalculator(MetatomicCalculator):
         forces = self.results["forces"] + born.cpu().double().numpy() @ field
         # what was evaluated along with the forces does not belong to them
         self.results = {"forces": forces}
+
+    def run_model(
+        self, atoms: ase.Atoms | list[ase.Atoms], *arguments: Any, **options: Any
+    ) -> dict[str, TensorMap]:
+        """As of ``MetatomicCalculator``, each structure in its own field.
+
+        :param atoms: structures to be evaluated
+        :param arguments: as of ``MetatomicCalculator``
+        :return: outputs of the model
+        :raises ValueError: for a field that is not three numbers, or a model that knows none
+        :raises PropertyNotImplementedError: for periodic structures in a field
+        """
+        with self._model.attached(self._fields(atoms)):
+            return super().run_model(atoms, *arguments, **options)
+
+    def compute_energy(
+        self, atoms: ase.Atoms | list[ase.Atoms], *arguments: Any, **options: Any
+    ) -> dict[str, Any]:
+        """As of ``MetatomicCalculator``, each structure in its own field.
+
+        :param atoms: structures to be evaluated
+        :param arguments: as of ``MetatomicCalculator``
+        :return: energies, and forces if they are asked for
+        :raises ValueError: for a field that is not three numbers, or a model that knows none
+        :raises PropertyNotImplementedError: for periodic structures in a field
+        """
+        with self._model.attached(self._fields(atoms)):
+            return super().compute_energy(atoms, *arguments, **options)
+
+    def _fields(self, atoms: ase.Atoms | list[ase.Atoms]) -> list[np.ndarray | None]:
+        """Of isolated structures, in V/Å, None where there is none."""
+        structures = [atoms] if isinstance(atoms, ase.Atoms) else atoms
+        fields = [self._field(structure) for structure in structures]
+        for i, (structure, field) in enumerate(zip(structures, fields, strict=True)):
+            if field is not None and structure.pbc.any():
+                raise PropertyNotImplementedError(
+                    f"structure {i} is periodic and has info['{FIELD}']: only forces are defined "
+                    f"there (get_forces). Remove info['{FIELD}'] for outputs without the field"
+                )
+        return fields
 
     def _field(self, atoms: ase.Atoms) -> np.ndarray | None:
         """In V/Å, None if there is none."""
@@ -104,25 +145,48 @@ class FieldCalculator(MetatomicCalculator):
 
 
 class _InField:
-    """A model that attaches a field to the structures it is called with."""
+    """A model that attaches fields to the structures it is called with."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
-        self.field: np.ndarray | None = None
+        self.fields: list[np.ndarray | None] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["model"], name)
 
+    @contextmanager
+    def attached(self, fields: list[np.ndarray | None]) -> Iterator[None]:
+        """
+        :param fields: of the structures of the next call, V/Å, None for none
+        """
+        self.fields = fields
+        try:
+            yield
+        finally:
+            # whatever happened: the next structures are not in these fields
+            self.fields = []
+
     def __call__(self, systems: list[System], *arguments: Any, **options: Any) -> Any:
-        if self.field is not None:
-            for system in systems:
-                values = torch.tensor(self.field).to(system.positions).reshape(1, 3, 1)
-                block = TensorBlock(
-                    values,
-                    Labels(["system"], torch.tensor([[0]])).to(system.device),
-                    [Labels(["xyz"], torch.arange(3).reshape(-1, 1)).to(system.device)],
-                    Labels(["electric_field"], torch.tensor([[0]])).to(system.device),
-                )
-                keys = Labels(["_"], torch.tensor([[0]])).to(system.device)
-                system.add_data("mtt::electric_field", TensorMap(keys, [block]))
-        return self.model(systems, *arguments, **options)
+        if all(field is None for field in self.fields):
+            return self.model(systems, *arguments, **options)
+        for system, field in zip(systems, self.fields, strict=True):
+            if field is not None:
+                system.add_data("mtt::electric_field", _field_data(field, system))
+        try:
+            return self.model(systems, *arguments, **options)
+        except torch.jit.Error as error:
+            # the last line of TorchScript's traceback is the model's own message
+            message = str(error).strip().rpartition("builtins.ValueError: ")[2]
+            raise ValueError(message) from error
+
+
+def _field_data(field: np.ndarray, system: System) -> TensorMap:
+    """As the model takes it."""
+    device = system.device
+    block = TensorBlock(
+        torch.tensor(field).to(system.positions).reshape(1, 3, 1),
+        Labels(["system"], torch.tensor([[0]])).to(device),
+        [Labels(["xyz"], torch.arange(3).reshape(-1, 1)).to(device)],
+        Labels(["electric_field"], torch.tensor([[0]])).to(device),
+    )
+    return TensorMap(Labels(["_"], torch.tensor([[0]])).to(device), [block])

@@ -33,7 +33,9 @@ class LoremDriver(MetatomicDriver):
     :param pbc: whether the structure is periodic along each vector of the cell: ``TTT``, ``TTF``
         for a slab, ``FFF`` for an isolated molecule
     :param born_charges: whether to add the extra ``BEC`` [3N, 3] in e, derivatives of the
-        polarisation (columns) with respect to positions (rows), as driven dynamics in a field needs
+        polarisation (columns) with respect to positions (rows), as driven dynamics in a field
+        needs: the output ``mtt::born_effective_charge``, or, of models without it, derivatives of
+        the dipole moment of isolated structures
     :param arguments: as of i-PI's driver
     :raises ValueError: if the model needs a total charge and none is given, or one is given and it
         takes none; for parameters that can't be read; for Born charges of a model that has none
@@ -89,7 +91,7 @@ class LoremDriver(MetatomicDriver):
         for name in (DIPOLE, POLARIZATION):
             if name in known and isolated and not {DIPOLE, POLARIZATION} & set(outputs):
                 outputs[name] = ModelOutput(unit="e*Bohr", sample_kind="system")
-        if self.born_charges and BORN_CHARGE in known and DIPOLE not in outputs:
+        if self.born_charges and BORN_CHARGE in known:
             outputs[BORN_CHARGE] = ModelOutput(unit="e", sample_kind="atom")
         self.evaluation_options = ModelEvaluationOptions(length_unit="Angstrom", outputs=outputs)
 
@@ -122,7 +124,7 @@ class LoremDriver(MetatomicDriver):
                 dipoles = outputs[name].block().values.reshape(-1, 3)
                 for dipole, system, extras in zip(dipoles, systems, more, strict=True):
                     extras["dipole"] = dipole.tolist()
-                    if self.born_charges and name == DIPOLE:
+                    if self.born_charges and BORN_CHARGE not in outputs:
                         extras["BEC"] = self._born_charges(dipole, system.positions)
         if BORN_CHARGE in outputs:
             block = outputs[BORN_CHARGE].block()

@@ -102,6 +102,12 @@ def test_variable(lammps, tmp_path):
     [
         ("equilibrated", "isolated", "electric_field 0.1 0", "electric_field needs three numbers"),
         ("equilibrated", "isolated", "electric_field 0.1 0 up", "up"),
+        (
+            "equilibrated",
+            "isolated",
+            "electric_field 0.1 0 0 electric_field 0 0 0",
+            "electric_field is given twice",
+        ),
         ("equilibrated", "isolated", "electric_field v_x 0 0", "v_x is no equal-style variable"),
         ("long-range", "isolated", "electric_field 0.1 0 0", "no output mtt::polarizability"),
         ("long-range", "triclinic", "electric_field 0.1 0 0", "no output mtt::born_effective_char"),
@@ -112,3 +118,14 @@ def test_errors(lammps, tmp_path, model, structure, keywords, message):
     frame = STRUCTURES[structure](lammps.frames)
     script = lammps.header(tmp_path, frame, lammps.model_file(model), keywords) + "run 0"
     assert message in lammps.failure(tmp_path, script)
+
+
+@pytest.mark.slow
+def test_zero(lammps, tmp_path):
+    """Is as no field: no warning, and no Born charges asked for."""
+    frame = STRUCTURES["triclinic"](lammps.frames)
+    keywords = "electric_field 0 0.0 0"
+    for name in ("equilibrated", "long-range"):
+        model = lammps.model_file(name)
+        script = lammps.header(tmp_path, frame, model, keywords) + "run 0"
+        assert "to first order" not in lammps.run(tmp_path, script)

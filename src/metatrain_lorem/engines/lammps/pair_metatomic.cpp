@@ -119,7 +119,7 @@ void PairMetatomic::settings(int narg, char **arg)
 {
   if (narg < 1) error->all(FLERR, "pair_style metatomic needs an exported model: metatomic FILE.pt");
   path = arg[0];
-  bool check_consistency = false;
+  bool check_consistency = false, with_field = false;
   field.clear();
   std::optional<double> total_charge;
   std::optional<std::string> on_device, extensions, variant;
@@ -129,9 +129,17 @@ void PairMetatomic::settings(int narg, char **arg)
       if (i + 3 >= narg)
         error->all(FLERR, "pair_style metatomic: electric_field needs three numbers or equal-style "
                           "variables (v_name), in V/Å");
-      field.assign(arg + i + 1, arg + i + 4);
-      for (const auto &component : field)
-        if (component.rfind("v_", 0) != 0) utils::numeric(FLERR, component, false, lmp);
+      if (with_field)
+        error->all(FLERR, "pair_style metatomic: electric_field is given twice. Give the sum once");
+      with_field = true;
+      bool zero = true;
+      for (int k = 1; k <= 3; k++) {
+        const std::string component = arg[i + k];
+        const bool number = component.rfind("v_", 0) != 0;
+        if (!number || utils::numeric(FLERR, component, false, lmp) != 0.0) zero = false;
+      }
+      // all is as without a field then
+      if (!zero) field.assign(arg + i + 1, arg + i + 4);
       i += 2;
       continue;
     }
