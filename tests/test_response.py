@@ -448,12 +448,14 @@ def test_scales_of_older_versions(lorem):
 
 
 def test_targets_of_the_same_names(lorem):
-    """A polarisability to be learned stays what it was: a prediction."""
-    learned = target(POLARIZABILITY, 2, "system", "")
-    model = equilibrated(lorem, {POLARIZABILITY: learned})
-    assert POLARIZABILITY in model.readout.heads
+    """A polarisability to be learned beside the derived one needs another name."""
+    with pytest.raises(ValueError, match=f"target '{POLARIZABILITY}': .* needs another name"):
+        equilibrated(lorem, {POLARIZABILITY: target(POLARIZABILITY, 2, "system", "")})
+    name = "mtt::learned_polarizability"
+    model = equilibrated(lorem, {name: target(name, 2, "system", "")})
     frames = [charged(lorem.frames["bulk"])]
-    assert np.isfinite(response(model, frames, POLARIZABILITY, kind="system")).all()
+    assert np.isfinite(response(model, frames, name, kind="system")).all()
+    assert np.isnan(response(model, frames, POLARIZABILITY, kind="system")).all()
     response(model, frames, BORN)
 
 

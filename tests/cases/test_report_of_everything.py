@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from ase.io import write
 from helpers import models
+from metatomic.torch import ModelCapabilities, ModelOutput
 from metatomic_ase import MetatomicCalculator
 from metatrain.utils.data.target_info import get_energy_target_info, get_generic_target_info
 
 from metatrain_lorem.__main__ import main
+from metatrain_lorem.commands.report import labels
+from metatrain_lorem.commands.report.comparisons import find_comparisons
 from metatrain_lorem.commands.report.evaluation import evaluate
 from metatrain_lorem.commands.report.labels import Keys
 from metatrain_lorem.commands.report.parity_plot import _panels, plot_parity
@@ -113,9 +116,9 @@ def test_born_charges_and_dipoles(tmp_path, capsys):
     dipole = models.values(model, made, "mtt::polarization").numpy()[2, :, 0]
     made[2].info["dipole_moment"] = dipole + [0.0, 0.3, 0.0]
     elements = np.concatenate([frame.get_chemical_symbols() for frame in made])
-    labels = born.copy()
-    labels[elements == "O", 0, 2] += 0.6
-    for frame, part in zip(made, np.split(labels, [6, 11]), strict=True):
+    shifted = born.copy()
+    shifted[elements == "O", 0, 2] += 0.6
+    for frame, part in zip(made, np.split(shifted, [6, 11]), strict=True):
         frame.arrays["bec"] = part.reshape(-1, 9)
     write(tmp_path / "test.xyz", made)
     key = ["--target-key", name, "bec"]
@@ -128,7 +131,7 @@ def test_born_charges_and_dipoles(tmp_path, capsys):
         row = rows[group]
         rmse = 0.6 * np.sqrt(number / atoms / 9)
         assert float(row["Born charge RMSE (me)"]) == pytest.approx(1e3 * rmse, rel=1e-4)
-        chosen = labels if group == "all" else labels[elements == "O"]
+        chosen = shifted if group == "all" else shifted[elements == "O"]
         r2 = 1 - rmse**2 / chosen.var()
         assert float(row["Born charge R²"]) == pytest.approx(r2, rel=1e-4)
     assert float(rows["N"]["Born charge RMSE (me)"]) < 1e-2
@@ -136,13 +139,19 @@ def test_born_charges_and_dipoles(tmp_path, capsys):
     column = rows["Born charge xz"]
     rmse = 0.6 * np.sqrt(number / len(elements))
     assert float(column["Born charge RMSE (me)"]) == pytest.approx(1e3 * rmse, rel=1e-4)
-    r2 = 1 - rmse**2 / labels[:, 0, 2].var()
+    r2 = 1 - rmse**2 / shifted[:, 0, 2].var()
     assert float(column["Born charge R²"]) == pytest.approx(r2, rel=1e-4)
     assert column["energy RMSE (meV/atom)"] == column["dipole MAE (me Å)"] == "nan"
     assert float(rows["Born charge zx"]["Born charge RMSE (me)"]) < 1e-2
     assert float(rows["dipole y"]["dipole MAE (me Å)"]) == pytest.approx(300, rel=1e-4)
     assert float(rows["dipole x"]["dipole MAE (me Å)"]) < 1e-2
     assert "Born charge RMSE (me)" in capsys.readouterr().out
+    for frame in made:
+        frame.arrays["bec"] = np.zeros((len(frame), 6))
+    write(tmp_path / "test.xyz", made)
+    message = f"test.xyz: structure 0, key 'bec': .*'{name}' has 9 numbers per atom, its label 6$"
+    with pytest.raises(ValueError, match=message):
+        evaluate(tmp_path / "model.pt", tmp_path / "test.xyz", Keys(outputs={name: "bec"}))
 
 
 @pytest.mark.parametrize(
@@ -163,6 +172,36 @@ def test_labels_that_do_not_fit(tmp_path, key, label, message):
         evaluate(tmp_path / "model.pt", tmp_path / "test.xyz", Keys(outputs=dict([key])))
 
 
+BORN = "mtt::born_effective_charge"
+SHAPES = {
+    "energy": (),
+    "forces": (-1, 3),
+    "stress": (9,),
+    "dipole_moment": (3,),
+    "atomic_charge": (-1,),
+    "born_effective_charge": (-1, 9),
+    "gap": (),
+}
+
+
+@pytest.mark.parametrize("key", SHAPES)
+def test_infinite_labels(key):
+    """Refused as in training."""
+    outputs = {"charge": ModelOutput(sample_kind="atom"), BORN: ModelOutput(sample_kind="atom")}
+    for name in ("energy", "mtt::dipole_moment", "mtt::gap"):
+        outputs[name] = ModelOutput(sample_kind="system")
+    capabilities = ModelCapabilities(outputs=outputs)
+    made = [models.molecule(), models.bulk() if key == "stress" else models.molecule()]
+    per_atom = SHAPES[key][:1] == (-1,)
+    values = np.zeros([len(made[1]) if n == -1 else n for n in SHAPES[key]])
+    values[(*[-1] * values.ndim,)] = -np.inf
+    (made[1].arrays if per_atom else made[1].info)[key] = values
+    with pytest.raises(ValueError, match=f"test.xyz: structure 1: '{key}' is infinite"):
+        labels.energies(made, "test.xyz", "energy")
+        labels.forces(made, "test.xyz", "forces")
+        find_comparisons(capabilities, "energy", made, Keys(), "test.xyz")
+
+
 def test_nothing_to_compare(tmp_path):
     models.new_model(TARGETS, **SHORT).export().save(tmp_path / "model.pt")
     write(tmp_path / "test.xyz", frames())
@@ -178,8 +217,8 @@ def test_baseline_of_the_model(tmp_path):
     model.export().save(tmp_path / "model.pt")
     made = [ase.Atoms(f"{symbol}2", [[0, 0, 0], [0, 0, 1.1]]) for symbol in "HCNO"]
     sums = np.array([2 * baseline[int(frame.numbers[0])] for frame in made])
-    labels = sums + [1.0, -2.0, 3.0, -4.0]
-    for frame, energy in zip(made, labels, strict=True):
+    shifted = sums + [1.0, -2.0, 3.0, -4.0]
+    for frame, energy in zip(made, shifted, strict=True):
         frame.info["energy"] = energy
         frame.arrays["forces"] = np.zeros((2, 3))
     write(tmp_path / "test.xyz", made)

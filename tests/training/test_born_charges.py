@@ -1,5 +1,7 @@
 """Born charges as a target, predicted or derived: from the file to the trained model."""
 
+import re
+
 import ase.io
 import numpy as np
 import pytest
@@ -140,3 +142,20 @@ def test_labels_that_violate_the_sum_rule(small, tmp_path):
         fit(small, frames, tmp_path)
     frames[4].arrays["bec"][:] = np.nan
     fit(small, frames, tmp_path)
+
+
+def test_rounded_sum(small, tmp_path):
+    frames = labelled(small, 6)
+    frames[2].arrays["bec"][0, 0] += 0.1 + 0.2
+    with pytest.raises(ValueError, match=r"sum to \[\[0\.3, -?0\.0, -?0\.0\], .* off by 0\.3 e"):
+        fit(small, frames, tmp_path)
+
+
+@pytest.mark.parametrize("atomic_dipoles", [True, False])
+def test_dipoles_of_atoms_without_dipole_moments(small, tmp_path, caplog, atomic_dipoles):
+    """Nothing trains them."""
+    options = {"enable": True, "atomic_dipoles": atomic_dipoles}
+    equilibration = {**DEFAULTS["charge_equilibration"], **options}
+    fit(small, labelled(small, 4), tmp_path, 1, charge_equilibration=equilibration)
+    text = "atomic_dipoles has no effect: .*'mtt::dipole_moment'"
+    assert bool(re.search(text, caplog.text)) == atomic_dipoles

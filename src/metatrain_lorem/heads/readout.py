@@ -28,6 +28,7 @@ from .response import (
     ChargeResponse,
     born_outputs,
     check_born_target,
+    check_derived,
     obey_sum_rule,
     response_outputs,
 )
@@ -103,7 +104,7 @@ class Readout(torch.nn.Module):
     def add_response(self) -> None:
         """Register what charges tell about polarisation, and the excess of Born charges.
 
-        :raises ValueError: for Born charges that are defined twice
+        :raises ValueError: for Born charges that are defined twice, and targets that are derived
         """
         predicted = BORN_CHARGE in self.heads or self.born_head is not None
         self.predicts_born = predicted
@@ -117,9 +118,8 @@ class Readout(torch.nn.Module):
         if "charge" in self.outputs:
             self.response = ChargeResponse(sorted(self.dataset_info.atomic_types))
             outputs = response_outputs(self.equilibrated, self.dataset_info.length_unit)
+        check_derived(outputs, self.dataset_info)
         for name, output in outputs.items():
-            if name in self.heads or (name == BORN_CHARGE and predicted):
-                continue  # a target of its own
             if not predicted:
                 self.derived.append(name)
             if name not in self.dataset_info.targets:
@@ -138,8 +138,8 @@ class Readout(torch.nn.Module):
         """
         self._declare(name, target.description, target.unit)
         self.labels.add_target(name, target)
-        if name == BORN_CHARGE:
-            check_born_target(target)
+        if name.split("/")[0] == BORN_CHARGE:
+            check_born_target(name, target)
         if self.equilibrated:
             if is_energy(name, target):
                 self.energy_units[name] = unit_conversion_factor("eV", target.unit or "eV")

@@ -27,7 +27,7 @@ from typing import Final
 import ase.data
 import torch
 from metatomic.torch import ModelOutput
-from metatrain.utils.data import TargetInfo
+from metatrain.utils.data import DatasetInfo, TargetInfo
 
 from ..blocks.charge_equilibration import Charges
 from ..electrostatics.equilibration.equilibrium import response
@@ -56,11 +56,19 @@ COMPONENTS = {
 theirs, ``xyz_1`` and ``xyz_2``; the order is the same."""
 
 
-def check_born_target(target: TargetInfo) -> None:
+def check_born_target(name: str, target: TargetInfo) -> None:
     """
-    :param target: ``mtt::born_effective_charge``
-    :raises ValueError: if it is no matrix per atom in e
+    :param name: of the target, ``mtt::born_effective_charge`` or a variant of it
+    :param target: its description
+    :raises ValueError: if it is no matrix per atom in e, and for variants, which nothing would
+        derive from charges or make obey the sum rule
     """
+    if name != BORN_CHARGE:
+        raise ValueError(
+            f"target '{name}': there are no variants of Born charges, as a structure has one set "
+            f"of them. Call the target '{BORN_CHARGE}', also in fine-tuning, and train on one kind "
+            "of labels"
+        )
     block = target.layout.block(0)
     shape = [len(component) for component in block.components]
     if (
@@ -74,6 +82,23 @@ def check_born_target(target: TargetInfo) -> None:
             f"target '{BORN_CHARGE}' must be one matrix per atom in e: `type: cartesian: rank: 2`, "
             "`sample_kind: atom`, `unit: e`"
         )
+
+
+def check_derived(outputs: dict[str, ModelOutput], dataset_info: DatasetInfo) -> None:
+    """Refuse targets that the model derives from its charges, and variants of them.
+
+    :param outputs: of :func:`response_outputs`
+    :param dataset_info: targets of the model
+    :raises ValueError: for any such target but Born charges, which train the charges
+    """
+    for name in dataset_info.targets:
+        base = name.split("/")[0]
+        if base in outputs and base != BORN_CHARGE:
+            raise ValueError(
+                f"target '{name}': models with charges derive '{base}' from them, so that it can't "
+                "be a target. Labels of dipole moments go to 'mtt::dipole_moment', of Born charges "
+                f"to '{BORN_CHARGE}'; what is to be learned beside it needs another name"
+            )
 
 
 def response_outputs(equilibrated: bool, length_unit: str) -> dict[str, ModelOutput]:

@@ -16,7 +16,13 @@ from .distributed import Processes
 from .files import Run, take_run
 from .memory import Size
 from .total_charges import TOTAL_CHARGE, TotalChargeCheck
-from .unscaled import LabelSpread, check_born_charges, check_dipole, unscaled_targets
+from .unscaled import (
+    LabelSpread,
+    check_born_charges,
+    check_dipole,
+    unscaled_targets,
+    warn_of_unused_dipoles,
+)
 
 
 def check_data(
@@ -84,6 +90,7 @@ def check_data(
     elements.warn()
     if not any(len(dataset) > 0 for dataset in val_datasets):
         logging.info("The validation set is empty: the last model counts as the best")
+    warn_of_unused_dipoles(model)
     warn_of_missing_forces(model.dataset_info.targets)
     warn_of_missing_units(model.dataset_info.targets, train_datasets, run)
     return all_sizes, missing, all_digits

@@ -75,6 +75,23 @@ class LabelSpread:
                 )
 
 
+def warn_of_unused_dipoles(model: ModelInterface) -> None:
+    """Say where nothing trains the learned dipoles of atoms.
+
+    :param model: the model
+    """
+    options = model.hypers["charge_equilibration"]
+    if (
+        options["enable"]
+        and options["atomic_dipoles"]
+        and DIPOLE_MOMENT not in model.dataset_info.targets
+    ):
+        logging.warning(
+            "charge_equilibration.atomic_dipoles has no effect: the dipoles of atoms belong to the "
+            f"target '{DIPOLE_MOMENT}', which the data do not have. Add it, or leave the option out"
+        )
+
+
 def check_dipole(fields: dict[str, Any], structure: str) -> None:
     """Refuse dipole moments that charges cannot be compared with.
 
@@ -108,9 +125,10 @@ def check_born_charges(fields: dict[str, Any], structure: str, default: float) -
     born = fields[BORN_CHARGE].block().values.double().sum(dim=0).squeeze(2)
     excess = float((born - total * torch.eye(3, dtype=born.dtype)).abs().max())
     if excess > LARGEST_EXCESS:
+        rows = [[round(x, 4) for x in row] for row in born.tolist()]
         raise ValueError(
-            f"{structure}: its Born charges ('{BORN_CHARGE}') sum to {born.tolist()} e, which is "
-            f"off by {excess:.3g} e from the total charge, {total:g} e, times the unit matrix (the "
+            f"{structure}: its Born charges ('{BORN_CHARGE}') sum to {rows} e, which is off by "
+            f"{excess:.3g} e from the total charge, {total:g} e, times the unit matrix (the "
             "acoustic sum rule). Correct them or the total charge, or set them to NaN"
         )
 

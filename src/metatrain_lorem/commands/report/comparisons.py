@@ -29,6 +29,8 @@ class Comparison:
     """whether there is a label for each atom, or one for each structure"""
     unit: str
     """of labels and predictions, empty if unknown"""
+    key: str
+    """name of the labels in the file"""
     references: list[np.ndarray]
     """per structure ``[atoms or 1, components]``"""
     predictions: list[np.ndarray] = field(default_factory=list)
@@ -59,7 +61,8 @@ def find_comparisons(
     :param keys: names of the labels in the file
     :param path: the file
     :return: by output, and :data:`STRESS`; without predictions yet
-    :raises ValueError: for keys of outputs that the model lacks, and labels of another shape
+    :raises ValueError: for keys of outputs that the model lacks, and labels that are infinite or of
+        another shape
     """
     unknown = set(keys.outputs) - set(capabilities.outputs) - {CHARGE}
     if unknown:
@@ -67,7 +70,8 @@ def find_comparisons(
         raise ValueError(f"the model has no output {min(unknown)!r}, only: {known}")
     found: dict[str, Comparison] = {}
     if energy is not None:
-        stress = Comparison(False, "eV/Å³", labels.stresses(structures, keys.stress))
+        values = labels.stresses(structures, path, keys.stress)
+        stress = Comparison(False, "eV/Å³", keys.stress, values)
         if not all(np.isnan(x).all() for x in stress.references):
             found[STRESS] = stress
     dipole = dipole_output(capabilities)
@@ -76,17 +80,19 @@ def find_comparisons(
             continue
         key = keys.of(name)
         if name == CHARGE:
-            comparison = Comparison(True, "e", labels.atomic_charges(structures, key))
+            comparison = Comparison(True, "e", key, labels.atomic_charges(structures, path, key))
         elif name == dipole:
             key = keys.outputs.get(name, keys.of(DIPOLE))
-            comparison = Comparison(False, "e Å", labels.dipoles(structures, key))
+            comparison = Comparison(False, "e Å", key, labels.dipoles(structures, path, key))
         else:
-            values, per_atom = labels.others(structures, key)
-            comparison = Comparison(per_atom, output.unit, values)
+            values, per_atom = labels.others(structures, path, key)
+            comparison = Comparison(per_atom, output.unit, key, values)
         if all(np.isnan(x).all() for x in comparison.references):
             logger.info("%s: no %r to compare the model's %r with", path, key, name)
         else:
             found[name] = comparison
+    for comparison in found.values():
+        labels.refuse_infinite(comparison.references, path, comparison.key)
     return found
 
 

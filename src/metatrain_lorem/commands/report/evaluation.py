@@ -91,8 +91,8 @@ def evaluate(
     :param any_charge: go on with structures whose total charge differs from the one that is built
         into the model
     :raises FileNotFoundError: if there is no model file
-    :raises ValueError: if labels are of another shape, if model and file have nothing to compare,
-        or for other total charges than the model's
+    :raises ValueError: if labels are infinite or of another shape, if model and file have nothing
+        to compare, or for other total charges than the model's
     """
     keys = labels.Keys() if keys is None else keys
     if not Path(model_path).is_file():
@@ -121,7 +121,7 @@ def evaluate(
         )
 
     systems, dipole = _systems(structures, model, test_path), dipole_output(capabilities)
-    predicted_energies, predicted_forces = _predict(model, energy, systems, compared)
+    predicted_energies, predicted_forces = _predict(model, energy, systems, compared, test_path)
     symbol = np.concatenate([atoms.get_chemical_symbols() for atoms in structures])
     elements = sorted(set(symbol.tolist()))
     counts = [[atoms.get_chemical_symbols().count(x) for x in elements] for atoms in structures]
@@ -157,6 +157,7 @@ def _predict(
     energy: str | None,
     systems: list[System],
     compared: dict[str, Comparison],
+    path: str | Path,
 ) -> tuple[list[float], list[np.ndarray]]:
     """Energies in eV and forces in eV/Å, if there is an output to take them from; the predictions
     of the comparisons are filled in."""
@@ -202,9 +203,10 @@ def _predict(
             else:
                 predicted = outputs[name].block().values.detach().cpu().numpy()
             if predicted.size != reference.size:
+                numbers = "numbers per atom" if comparison.per_atom else "numbers"
                 raise ValueError(
-                    f"structure {index}: the model's {name!r} has {predicted.size} numbers, its "
-                    f"label {reference.size}"
+                    f"{path}: structure {index}, key {comparison.key!r}: the model's {name!r} has "
+                    f"{predicted.size // len(reference)} {numbers}, its label {reference.shape[1]}"
                 )
             comparison.predictions.append(predicted.reshape(reference.shape))
     return energies, forces

@@ -1,6 +1,7 @@
 """Labels of a test set, one array per structure, NaN where there are none."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import ase
@@ -48,6 +49,7 @@ def energies(structures: list[ase.Atoms], path: str, key: str) -> np.ndarray:
         if label.dtype.kind not in "iuf" or label.size != 1:
             raise ValueError(f"{path}: structure {index}: {key!r} is not one number")
         values[index] = label.item()
+    refuse_infinite(values, path, key)
     if any(key in labels for labels in known) and np.isnan(values).all():
         logger.warning("%s: all energies %r are NaN", path, key)
     return values
@@ -70,6 +72,7 @@ def forces(structures: list[ase.Atoms], path: str, key: str) -> list[np.ndarray]
         if label.dtype.kind not in "iuf" or label.shape != missing.shape:
             raise ValueError(f"{path}: structure {index}: {key!r} is not three numbers per atom")
         values.append(label.astype(float))
+    refuse_infinite(values, path, key)
     if any(key in labels for labels in known) and all(np.isnan(x).all() for x in values):
         logger.warning("%s: all forces %r are NaN", path, key)
     return values
@@ -107,9 +110,10 @@ def total_charges(structures: list[ase.Atoms]) -> list[float]:
     return [float(atoms.info.get("charge", np.nan)) for atoms in structures]
 
 
-def atomic_charges(structures: list[ase.Atoms], key: str) -> list[np.ndarray]:
+def atomic_charges(structures: list[ase.Atoms], path: str, key: str) -> list[np.ndarray]:
     """
     :param structures: of the test set
+    :param path: its file
     :param key: name of the charges
     :return: ``[atoms, 1]``, e
     :raises ValueError: for labels of another shape
@@ -118,15 +122,16 @@ def atomic_charges(structures: list[ase.Atoms], key: str) -> list[np.ndarray]:
     for index, atoms in enumerate(structures):
         values = np.asarray(atoms.arrays.get(key, np.full(len(atoms), np.nan)))
         if values.dtype.kind not in "iuf" or values.size != len(atoms):
-            raise ValueError(f"structure {index}: {key!r} is not one number per atom")
+            raise ValueError(f"{path}: structure {index}: {key!r} is not one number per atom")
         charges.append(values.astype(float).reshape(-1, 1))
     return charges
 
 
-def dipoles(structures: list[ase.Atoms], key: str) -> list[np.ndarray]:
+def dipoles(structures: list[ase.Atoms], path: str, key: str) -> list[np.ndarray]:
     """Those of periodic structures depend on the choice of the cell and count as missing.
 
     :param structures: of the test set
+    :param path: its file
     :param key: name of the dipole moments
     :return: ``[1, 3]``, e Å
     :raises ValueError: for labels of another shape
@@ -136,16 +141,17 @@ def dipoles(structures: list[ase.Atoms], key: str) -> list[np.ndarray]:
     for index, atoms in enumerate(structures):
         dipole = np.asarray(missing if atoms.pbc.any() else atoms.info.get(key, missing))
         if dipole.dtype.kind not in "iuf" or dipole.shape != (3,):
-            raise ValueError(f"structure {index}: {key!r} is not three numbers")
+            raise ValueError(f"{path}: structure {index}: {key!r} is not three numbers")
         values.append(dipole.astype(float)[None])
     return values
 
 
-def stresses(structures: list[ase.Atoms], key: str) -> list[np.ndarray]:
+def stresses(structures: list[ase.Atoms], path: str, key: str) -> list[np.ndarray]:
     """Those of structures that are not periodic in three directions mean nothing and count as
     missing.
 
     :param structures: of the test set
+    :param path: its file
     :param key: name of the stress: a matrix, its nine numbers, or six in the order of Voigt
     :return: ``[1, 9]``, eV/Å³
     :raises ValueError: for labels of another shape
@@ -155,16 +161,17 @@ def stresses(structures: list[ase.Atoms], key: str) -> list[np.ndarray]:
     for index, atoms in enumerate(structures):
         stress = np.asarray(missing if not atoms.pbc.all() else atoms.info.get(key, missing))
         if stress.dtype.kind not in "iuf" or stress.size not in (6, 9):
-            raise ValueError(f"structure {index}: {key!r} is not a matrix, nor six numbers")
+            raise ValueError(f"{path}: structure {index}: {key!r} is not a matrix, nor six numbers")
         if stress.size == 6:
             stress = ase.stress.voigt_6_to_full_3x3_stress(stress.flatten())
         values.append(stress.astype(float).reshape(1, 9))
     return values
 
 
-def others(structures: list[ase.Atoms], key: str) -> tuple[list[np.ndarray], bool]:
+def others(structures: list[ase.Atoms], path: str, key: str) -> tuple[list[np.ndarray], bool]:
     """
     :param structures: of the test set
+    :param path: its file
     :param key: name of the labels of some target
     :return: ``[atoms, components]``, or ``[1, components]`` if there is one label per structure;
         and whether they are those of atoms
@@ -175,13 +182,28 @@ def others(structures: list[ase.Atoms], key: str) -> tuple[list[np.ndarray], boo
     for index, atoms in enumerate(structures):
         label = np.asarray((atoms.arrays if per_atom else atoms.info).get(key, np.nan))
         if label.dtype.kind not in "iuf":
-            raise ValueError(f"structure {index}: {key!r} is not a number, nor several")
+            raise ValueError(f"{path}: structure {index}: {key!r} is not a number, nor several")
         rows = len(atoms) if per_atom else 1
         if label.ndim == 0:
             label = np.full(rows, label)
         values.append(label.astype(float).reshape(rows, -1))
     sizes = {x.shape[1] for x in values if not np.isnan(x).all()}
     if len(sizes) > 1:
-        raise ValueError(f"{key!r} has {sorted(sizes)} numbers, depending on the structure")
+        raise ValueError(f"{path}: {key!r} has {sorted(sizes)} numbers, depending on the structure")
     size = max(sizes, default=1)
     return [x if x.shape[1] == size else np.full((len(x), size), np.nan) for x in values], per_atom
+
+
+def refuse_infinite(values: Iterable[np.ndarray], path: str, key: str) -> None:
+    """
+    :param values: labels of each structure
+    :param path: their file
+    :param key: their name
+    :raises ValueError: for an infinite label, as in training
+    """
+    for index, labels in enumerate(values):
+        if np.isinf(labels).any():
+            raise ValueError(
+                f"{path}: structure {index}: {key!r} is infinite. Correct it, or set it to NaN to "
+                "mark it as missing"
+            )
