@@ -88,7 +88,8 @@ def number_of_epochs(times: list[float], budget: float) -> int:
     :param times: at the end of the first epochs, seconds
     :param budget: seconds
     """
-    each = (times[-1] - times[COMPILED]) / (len(times) - 1 - COMPILED)
+    # epochs shorter than a tick of the clock
+    each = max((times[-1] - times[COMPILED]) / (len(times) - 1 - COMPILED), 1.0 / TICK)
     # the first ones take longer, the very first about as long as the second
     first = times[COMPILED] - times[0] + times[1] - times[0]
     return max(1, COMPILED + 1 + int((budget - first) / each))

@@ -56,7 +56,8 @@ class Evaluator:
         self.scales: dict[str, float] = {}
         for name, scales in scaler.per_target_scales.items():
             if scaler.sample_kinds[name] == "per_structure":
-                self.scales[name] = scales.block(0).values[0, 0].item()
+                # rounded as the scaler does it, before a restart and after
+                self.scales[name] = scales.block(0).values[0, 0].to(dtype).item()
             elif any((block.values != 1.0).any() for block in scales.blocks()):
                 self.scaled_by_atoms.add(name)
 
