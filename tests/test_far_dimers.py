@@ -9,6 +9,7 @@ import ase
 import ase.io
 import numpy as np
 import pytest
+import torch
 from ase.calculators.singlepoint import SinglePointCalculator
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "accuracy"
@@ -22,7 +23,11 @@ CHARGES = np.array([0.7, 0.3, -0.4, -0.6])
 @pytest.fixture
 def far_dimers(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module("far_dimers")
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    yield importlib.import_module("far_dimers")
+    # a script of its own, which sets both
+    torch.set_default_dtype(dtype)
+    torch.set_num_threads(threads)
 
 
 def dimers(far_dimers, length: float) -> list[ase.Atoms]:
