@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import ase.io
 import numpy as np
 import pytest
-import torch
 from helpers.docs import snippets
 
 from metatrain_lorem.commands.report.evaluation import evaluate
@@ -34,15 +33,6 @@ def accuracy(monkeypatch):
     yield SimpleNamespace(**modules)
     for name in names:
         del sys.modules[name]
-
-
-@pytest.fixture
-def interpreted():
-    """Without the compilation of TorchScript by profiles, which takes longer than all else here."""
-    before = torch._C._get_graph_executor_optimize()
-    torch._C._set_graph_executor_optimize(False)
-    yield
-    torch._C._set_graph_executor_optimize(before)
 
 
 def tiny(model):

@@ -120,15 +120,6 @@ SMALL_PET = {"d_pet": 8, "d_node": 8, "d_head": 8, "d_feedforward": 8, "num_head
 """Not more than two epochs of a small one."""
 
 
-@pytest.fixture
-def interpreted():
-    """Without the compilation of TorchScript by profiles, which takes longer than the training."""
-    before = torch._C._get_graph_executor_optimize()
-    torch._C._set_graph_executor_optimize(False)
-    yield
-    torch._C._set_graph_executor_optimize(before)
-
-
 def test_pet_with_charges(folder, interpreted):
     smaller = [f"architecture.model.backbone.hypers.{k}={v}" for k, v in SMALL_PET.items()]
     train(folder, "pet-with-charges.yaml", *smaller)

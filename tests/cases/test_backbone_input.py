@@ -10,19 +10,13 @@ import torch
 from helpers import backbones, models, training
 from metatrain.cli.train import train_model
 from metatrain.utils.data import DatasetInfo, get_atomic_types, get_dataset
+from metatrain.utils.hypers import init_with_defaults
 from metatrain.utils.io import model_from_checkpoint
 from omegaconf import OmegaConf
 
-QEQ = {
-    "enable": True,
-    "energy": "variational",
-    "learn_widths": False,
-    "atomic_dipoles": False,
-    "solver": "auto",
-    "accuracy": 1e-6,
-    "tolerance": None,
-    "max_iterations": 100,
-}
+from metatrain_lorem.documentation import ChargeEquilibrationHypers
+
+QEQ = {**init_with_defaults(ChargeEquilibrationHypers), "enable": True}
 EXTRA = {"quantity": "", "unit": "e", "type": "scalar", "num_subtargets": 1, "description": ""}
 
 
