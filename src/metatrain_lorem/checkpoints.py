@@ -181,3 +181,14 @@ def trainer_update_v1_v2(checkpoint: dict[str, Any]) -> None:
     """
     metric = checkpoint["train_hypers"]["best_model_metric"]
     checkpoint.setdefault("basis", {"best_model_metric": metric})
+
+
+def trainer_update_v2_v3(checkpoint: dict[str, Any]) -> None:
+    """Since version 3 Muon leaves weights of one row or column to AdamW: the moments of either are
+    those of other parameters.
+
+    :param checkpoint: changed in place
+    """
+    if checkpoint["train_hypers"]["optimizer"] == "muon":
+        logging.info("The checkpoint is of an older version, whose optimizer starts anew")
+        checkpoint["optimizer_states"] = None

@@ -79,6 +79,22 @@ def test_every_parameter_has_one_optimizer(small, name):
     assert sorted(ids) == sorted(id(parameter) for parameter in model.parameters())
 
 
+def test_muon_leaves_vectors_to_adamw(small):
+    """What has one row or column can't be orthogonalised: steps would have the length of the
+    learning rate, whatever the gradient."""
+    _, info = small.read(small.file)
+    model = small.new_model(info)
+    muon, adamw = build_optimizers(model, "muon", 1e-2, 0.1)
+    shapes = [p.shape[-2:] for group in muon.param_groups for p in group["params"]]
+    assert min(min(shape) for shape in shapes) > 1
+    head = model.readout.heads["energy"].invariants.last_layer.weight
+    (group,) = [g for g in adamw.param_groups if any(p is head for p in g["params"])]
+    assert group["weight_decay"] == 0.1
+    set_learning_rate([muon, adamw], 1e-2, 0.5, warmup_fraction=0.5)
+    assert [group["lr"] for group in muon.param_groups] == pytest.approx(3 * [1e-2])
+    assert [group["lr"] for group in adamw.param_groups] == pytest.approx(2 * [2e-3])
+
+
 def test_weight_decay_spares_biases_norms_and_embeddings(small):
     _, info = small.read(small.file)
     model = small.new_model(info)

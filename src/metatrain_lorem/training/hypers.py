@@ -46,10 +46,11 @@ class TrainerHypers(TypedDict):
     """Number of passes over the training set."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """``"muon"`` for Muon on the matrices of linear maps and embeddings and AdamW on all other
-    parameters, or ``"adamw"`` for all. On dipeptides, ten epochs with Muon left half the force
-    error of AdamW. AdamW wants a smaller learning rate (1e-3)."""
+    parameters, weights of single outputs included, or ``"adamw"`` for all. On dipeptides, ten
+    epochs with Muon left half the force error of AdamW, which wants a smaller learning rate (1e-3).
+    """
     learning_rate: float = 5e-3
-    """Learning rate at the end of the warm-up, for all parameters."""
+    """Learning rate at the end of the warm-up; AdamW beside Muon takes a fifth of it."""
     backbone_learning_rate_factor: float = 1.0
     """What the learning rate is multiplied by for the weights of a backbone, zero or more. A
     trained one wants less than 1; ``freeze`` of the backbone stands for 0, whatever this is."""

@@ -7,6 +7,10 @@ import torch
 
 from ..nn.tensor_dense import DegreeLinear
 
+ADAMW_FACTOR = 0.2
+"""Learning rate of AdamW beside Muon, relative to Muon's. On clusters of NaCl 0.1 and 0.3 leave
+three quarters of the error of energies that 1 leaves, and nine tenths of that of charges."""
+
 
 class Muon(torch.optim.Optimizer):
     r"""Momentum, orthogonalised by Newton-Schulz iterations (Jordan et al. 2024).
@@ -113,6 +117,10 @@ def build_optimizers(
     backbone_factor: float = 1.0,
 ) -> list[torch.optim.Optimizer]:
     """
+    Weights of one row or column, as those of last layers, have nothing to orthogonalise. By Muon
+    they would move by steps of one length in the direction of the gradient, however stiff that is,
+    so that energies would not settle.
+
     :param model: the model
     :param name: ``"adamw"``, or ``"muon"`` for Muon on matrices and AdamW on the rest
     :param learning_rate: highest learning rate
@@ -128,7 +136,10 @@ def build_optimizers(
             in_first.append(module.weight)
         elif isinstance(module, torch.nn.Embedding):
             embeddings.append(module.weight)
-    known = {id(parameter) for parameter in out_first + in_first + embeddings}
+    matrices = [[p for p in x if min(p.shape[-2:]) > 1] for x in (out_first, in_first, embeddings)]
+    vectors = [p for p in out_first + in_first if min(p.shape[-2:]) == 1]
+    out_first, in_first, embeddings = matrices
+    known = {id(parameter) for parameter in out_first + in_first + embeddings + vectors}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
 
     groups = [
@@ -136,7 +147,11 @@ def build_optimizers(
         {"params": in_first, "out_first": False, "weight_decay": weight_decay},
         {"params": embeddings, "out_first": False, "weight_decay": 0.0},
     ]
-    others = [{"params": rest, "weight_decay": 0.0}]
+    factor = ADAMW_FACTOR if name == "muon" else 1.0
+    others = [
+        {"params": vectors, "weight_decay": weight_decay, "learning_rate_factor": factor},
+        {"params": rest, "weight_decay": 0.0, "learning_rate_factor": factor},
+    ]
     if getattr(model, "backbone", None) is not None:
         backbone = {id(parameter) for parameter in model.backbone.model.parameters()}
         groups = split_groups(groups, backbone, backbone_factor)
@@ -177,7 +192,8 @@ def split_groups(groups: list[dict], chosen: set[int], factor: float) -> list[di
         params = group["params"]
         split.append({**group, "params": [p for p in params if id(p) not in chosen]})
         few = [p for p in params if id(p) in chosen]
-        split.append({**group, "params": few, "learning_rate_factor": factor})
+        factor_of_few = factor * group.get("learning_rate_factor", 1.0)
+        split.append({**group, "params": few, "learning_rate_factor": factor_of_few})
     return split
 
 
