@@ -203,6 +203,10 @@ def test_single_atom(lorem, pbc, enable, num_message_passing):
         ({"num_radial": -1}, "num_radial: -1"),
         ({"max_degree": -1}, "max_degree: -1"),
         ({"long_range": {"max_degree": 4}}, "long_range.max_degree: 4 .* max_degree"),
+        (
+            {"long_range": {"energy": "charges", "exponents": [1, 6]}},
+            r"long_range.exponents: \[1, 6\] needs `energy: features`",
+        ),
         ({"long_range": {"accuracy": 0.0}}, "long_range.accuracy: 0.0"),
         ({"long_range": {"accuracy": 1.0}}, "long_range.accuracy: 1.0"),
         ({"charge_equilibration": {"accuracy": 1.0}}, "charge_equilibration.accuracy: 1.0"),

@@ -31,6 +31,7 @@ MODELS = {
     "scalar message passing": {"num_message_passing": 1, "equivariant_message_passing": False},
     "ZBL": {"zbl": True},
     "dispersion": {"long_range": {"exponents": [1, 6]}},
+    "partial charges": {"long_range": {"energy": "charges"}},
     "backbone": {"backbone": backbones.section("pet")},
 }
 SHORT = {"long_range": {"enable": False}}
@@ -100,8 +101,9 @@ def integers_of_sums(model, batch):
     zeros = torch.zeros(len(batch), dtype=torch.float64)
     boundaries = model.graph(batch, zeros, model.total_charge_range).boundaries
     blocks = []
-    if model.long_range is not None:
-        blocks.append(model.long_range.coulomb.settings)
+    for block in (model.long_range, model.partial_charges):
+        if block is not None:
+            blocks.append(block.coulomb.settings)
     if model.charge_equilibration is not None:
         blocks.append(model.charge_equilibration.settings)
     for settings in blocks:

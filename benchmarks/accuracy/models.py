@@ -51,6 +51,7 @@ def _lorem(size: str, hypers: dict, learning_rate: float) -> dict[str, Model]:
     variants = {
         "sr": ("short range", hypers | off),
         "lr": ("long range", hypers | {"long_range": long_range}),
+        "charges": ("charges", hypers | {"long_range": long_range | {"energy": "charges"}}),
         "qeq": ("equilibration", hypers | off | on),
         "both": ("both", hypers | {"long_range": long_range} | on),
     }

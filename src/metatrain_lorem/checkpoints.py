@@ -174,6 +174,15 @@ def model_update_v3_v4(checkpoint: dict[str, Any]) -> None:
     data.setdefault("backbone", None)
 
 
+def model_update_v4_v5(checkpoint: dict[str, Any]) -> None:
+    """Since version 5 long range may be that of partial charges.
+
+    :param checkpoint: changed in place
+    """
+    hypers = checkpoint["model_data"]["model_hypers"]
+    hypers["long_range"].setdefault("energy", "features")
+
+
 def trainer_update_v1_v2(checkpoint: dict[str, Any]) -> None:
     """Since version 2 checkpoints say with what their best value was found.
 

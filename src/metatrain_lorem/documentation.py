@@ -73,6 +73,12 @@ class LongRangeHypers(TypedDict):
     max_degree: int = 2
     """Largest degree of the charges: 0 for scalar charges only, 1 adds dipole-like and 2
     quadrupole-like ones. At most the ``max_degree`` of the model."""
+    energy: Literal["features", "charges"] = "features"
+    """What the charges act by: ``features``, as in the LOREM paper, where the potentials of several
+    charges per atom update the features that all targets are read from, or ``charges``, where one
+    partial charge per atom has the energy of classical electrostatics, and sums to the total charge
+    (``extra_data: charge``, else zero). The latter goes on beyond the distances of training; other
+    targets than energies are local with it, and ``max_degree`` of the charges has no meaning."""
     accuracy: float = 1e-6
     """Relative accuracy of the Coulomb sum over periodic images. The width of the Ewald Gaussians,
     the wave vectors and the mesh follow from it and from ``cutoff``; they are logged. Isolated
@@ -181,6 +187,22 @@ class ModelHypers(TypedDict):
     closer than in the training data. Needs lengths in Å."""
 
 
+def has_partial_charges(hypers: ModelHypers) -> bool:
+    """
+    :param hypers: of a model
+    :return: whether its long range is that of partial charges, which change no features
+    """
+    return hypers["long_range"]["enable"] and hypers["long_range"]["energy"] == "charges"
+
+
+def has_long_range_features(hypers: ModelHypers) -> bool:
+    """
+    :param hypers: of a model
+    :return: whether potentials of charges change its features
+    """
+    return hypers["long_range"]["enable"] and hypers["long_range"]["energy"] == "features"
+
+
 def check_hypers(hypers: ModelHypers) -> None:
     """Refuse numbers out of range, which types alone let pass.
 
@@ -207,6 +229,11 @@ def check_hypers(hypers: ModelHypers) -> None:
     if sorted(exponents) not in ([1], [1, 6]):
         raise ValueError(
             f"architecture.model.long_range.exponents: {exponents} is neither [1] nor [1, 6]"
+        )
+    if len(exponents) > 1 and hypers["long_range"]["energy"] == "charges":
+        raise ValueError(
+            f"architecture.model.long_range.exponents: {exponents} needs `energy: features`; with "
+            "`energy: charges` there is only 1/r"
         )
     for block in ("long_range", "charge_equilibration"):
         accuracy = hypers[block]["accuracy"]

@@ -18,7 +18,7 @@ def interaction_range(model: ModelInterface) -> float:
     :return: distance beyond which atoms can't feel each other, in the unit of length of the data:
         infinite with the long-range block or charge equilibration, else the receptive field
     """
-    if model.long_range is not None or model.charge_equilibration is not None:
+    if model.hypers["long_range"]["enable"] or model.charge_equilibration is not None:
         return torch.inf
     ranges = [float(model.hypers["cutoff"]) * (1 + int(model.hypers["num_message_passing"]))]
     for additive_model in model.additive_models:

@@ -10,7 +10,7 @@ from metatrain.utils.abc import ModelInterface
 from metatrain.utils.data import DatasetInfo
 
 from . import backbones
-from .documentation import ModelHypers
+from .documentation import ModelHypers, has_partial_charges
 
 BLOCKS = ("charge_equilibration", "long_range")
 """Blocks that a model may get later, in their order."""
@@ -37,7 +37,7 @@ def stage_names(hypers: ModelHypers) -> list[str]:
     if hypers["backbone"]["name"] is not None:
         names.append("backbone")
     for block in BLOCKS:
-        if hypers[block]["enable"]:
+        if hypers[block]["enable"] and not (block == "long_range" and has_partial_charges(hypers)):
             names.append(block)
     return names
 
@@ -60,9 +60,10 @@ def extended(
     """The same model with other targets, with new species, and with new blocks.
 
     Readouts of a new block start at zero. A new long-range block has no effect on the outputs yet,
-    nor has the total charge as a new input. A new charge equilibration adds the energy of its
-    charges, and as it updates the features before a long-range block, it changes what that makes of
-    them. A new species starts as the mean of all others.
+    nor has the total charge as a new input. Partial charges add their energy, small at first, since
+    zero charges would not learn. A new charge equilibration adds the energy of its charges, and as
+    it updates the features before a long-range block, it changes what that makes of them. A new
+    species starts as the mean of all others.
 
     :param model: left as it is
     :param info: of the extended model

@@ -25,8 +25,9 @@ from torch.profiler import record_function
 from . import backbones, checkpoints, exporting, restart
 from .blocks.charge_equilibration import ChargeEquilibration, Charges
 from .blocks.long_range import LongRange
+from .blocks.partial_charges import PartialCharges
 from .blocks.short_range import ShortRange
-from .documentation import ModelHypers, check_hypers
+from .documentation import ModelHypers, check_hypers, has_partial_charges
 from .electrostatics.boundaries import Vacuum
 from .extension import stage_names
 from .graph import Graph, GraphBuilder
@@ -58,7 +59,8 @@ class Lorem(ModelInterface[ModelHypers]):
     4. ``lorem::charge_equilibration`` (:mod:`.blocks.charge_equilibration`), where enabled: scalar
        features to charges of a given sum, and back;
     5. ``lorem::long_range`` (:mod:`.blocks.long_range`), where enabled: features to equivariant
-       charges, their potentials over all distances (:mod:`.electrostatics`), and back;
+       charges, their potentials over all distances (:mod:`.electrostatics`), and back; or
+       (:mod:`.blocks.partial_charges`) to partial charges and their energy;
     6. ``lorem::readout`` (:mod:`.heads.readout`): features of all stages to the values of each
        output, per atom;
     7. ``lorem::outputs`` (:mod:`.outputs`): sums over atoms, baselines and scales, TensorMaps.
@@ -69,7 +71,7 @@ class Lorem(ModelInterface[ModelHypers]):
     :raises ValueError: for hypers out of range and targets that the model can't have
     """
 
-    __checkpoint_version__ = 4
+    __checkpoint_version__ = 5
     __supported_devices__ = ["cuda", "cpu"]
     __supported_dtypes__ = [torch.float32, torch.float64]
     exports_double = True  # structures and outputs, whatever the precision of the parameters
@@ -134,10 +136,15 @@ class Lorem(ModelInterface[ModelHypers]):
         elif self.conditional:
             d = int(hypers["num_features"])
             self.charge_embedding = MLP([1, d, d])
-        if hypers["long_range"]["enable"]:
+        self.partial_charges: torch.nn.Module | None = None
+        if has_partial_charges(hypers):
+            self.partial_charges = PartialCharges(hypers, angstrom)
+        elif hypers["long_range"]["enable"]:
             self.long_range = LongRange(hypers, angstrom)
-            logging.info(self.long_range.describe(unit or "Å"))
-        electrostatics = self.charge_equilibration is not None or self.long_range is not None
+        for block in (self.partial_charges, self.long_range):
+            if block is not None:
+                logging.info(block.describe(unit or "Å"))
+        electrostatics = hypers["long_range"]["enable"] or hypers["charge_equilibration"]["enable"]
         self.graph = GraphBuilder(
             self.atomic_types,
             self.requested_nl,
@@ -215,10 +222,14 @@ class Lorem(ModelInterface[ModelHypers]):
                 x, charges = self.charge_equilibration(stages[-1], species_features, graph)
                 stages.append(x)
         field: Optional[torch.Tensor] = None
+        electrostatic: Optional[torch.Tensor] = None
         if self.long_range is not None:
             with record_function("lorem::long_range"):
                 x, field = self.long_range(stages[-1], spherical, graph)
                 stages.append(x)
+        elif self.partial_charges is not None:
+            with record_function("lorem::long_range"):
+                electrostatic = self.partial_charges(stages[-1], graph)
         with record_function("lorem::readout"):
             features = Features(stages=stages, spherical=spherical, field=field)
             values = self.readout(features, charges, graph, list(outputs.keys()))
@@ -229,7 +240,7 @@ class Lorem(ModelInterface[ModelHypers]):
             dtype = systems[0].positions.dtype
             results = self.readout.labels(values, graph, outputs, selected_atoms, dtype)
             # energies in units of their own, whatever the scales of the targets
-            values = self.readout.energies(energies, charges, outputs)
+            values = self.readout.energies(energies, electrostatic, charges, outputs)
             unscaled = self.readout.labels(values, graph, outputs, selected_atoms, dtype)
             if self.training:
                 # the trainer removes baselines and scales from the targets instead

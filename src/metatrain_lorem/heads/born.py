@@ -2,7 +2,7 @@ r"""Born charges as lorem-jax's ``LoremBEC`` predicts them, for weights that com
 
 import torch
 
-from ..documentation import ModelHypers
+from ..documentation import ModelHypers, has_long_range_features
 from ..nn.clebsch_gordan import clebsch_gordan
 from ..nn.constants import join_constants, split_constants
 from ..nn.mlp import lecun_normal_
@@ -110,7 +110,7 @@ class MatrixHead(torch.nn.Module):
                 int(hypers["num_spherical_features"]),
                 int(hypers["num_features"]),
             )
-            for _ in range(1 + steps + bool(hypers["long_range"]["enable"]))
+            for _ in range(1 + steps + has_long_range_features(hypers))
         )
 
     def forward(self, spherical: torch.Tensor, field: torch.Tensor | None) -> torch.Tensor:

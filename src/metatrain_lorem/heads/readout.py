@@ -140,9 +140,9 @@ class Readout(torch.nn.Module):
         self.labels.add_target(name, target)
         if name.split("/")[0] == BORN_CHARGE:
             check_born_target(name, target)
+        if is_energy(name, target):
+            self.energy_units[name] = unit_conversion_factor("eV", target.unit or "eV")
         if self.equilibrated:
-            if is_energy(name, target):
-                self.energy_units[name] = unit_conversion_factor("eV", target.unit or "eV")
             if name in (ATOMIC_CHARGE, BORN_CHARGE):
                 return
             if name == DIPOLE_MOMENT:
@@ -279,11 +279,13 @@ class Readout(torch.nn.Module):
     def energies(
         self,
         backbone: dict[str, torch.Tensor],
+        long_range: torch.Tensor | None,
         charges: Charges | None,
         outputs: dict[str, ModelOutput],
     ) -> dict[str, list[torch.Tensor]]:
         """
         :param backbone: energies of the backbone ``[atoms, 1]``, by target
+        :param long_range: energies of partial charges ``[atoms]``, eV
         :param charges: of charge equilibration
         :param outputs: what is asked for
         :return: energies that no scale applies to, in the unit of each target that is an energy
@@ -291,11 +293,14 @@ class Readout(torch.nn.Module):
         values: dict[str, list[torch.Tensor]] = {}
         for name, energy in backbone.items():
             values[name] = [energy]
+        energies = long_range
         if charges is not None:
+            energies = charges.energies if energies is None else energies + charges.energies
+        if energies is not None:
             for name, unit in self.energy_units.items():
                 if name in outputs:
                     size = len(self.labels.properties[name][0])
-                    energy = (unit * charges.energies).unsqueeze(1).expand(-1, size)
+                    energy = (unit * energies).unsqueeze(1).expand(-1, size)
                     if name in values:
                         energy = energy + values[name][0]
                     values[name] = [energy]

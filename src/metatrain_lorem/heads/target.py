@@ -3,7 +3,7 @@ r"""The head of one target: invariant coefficients times equivariant bases, per 
 import torch
 from metatrain.utils.data import TargetInfo
 
-from ..documentation import ModelHypers
+from ..documentation import ModelHypers, has_long_range_features
 from ..indexing import cut
 from ..nn.spherical import CARTESIAN
 from ..nn.tensor_dense import DegreeLinear
@@ -52,7 +52,7 @@ class TargetHead(torch.nn.Module):
             for num, basis in zip(self.num_properties, self.bases, strict=True)
         ]
         self.field_linear: torch.nn.Module | None = None
-        if hypers["long_range"]["enable"] and not target.is_scalar:
+        if has_long_range_features(hypers) and not target.is_scalar:
             self.field_linear = DegreeLinear(max_degree, num_channels, num_channels)
         self.invariants = InvariantHead(int(hypers["num_features"]), num_stages, sum(self.sizes))
         self.register_buffer("xyz", torch.tensor(CARTESIAN), persistent=False)
