@@ -94,9 +94,10 @@ def test_trains_and_resumes(far_dimers, tmp_path, monkeypatch, capsys):
         data=tmp_path,
         classes=["CC"],
         seeds=[0],
-        model="long-range",
+        model="charges",
         isolated=True,
         epochs=1,
+        batch_size=2,
         energy_weight=1.0,
     )
     far_dimers.train_all(arguments)

@@ -44,6 +44,7 @@ from metatrain_lorem.model import Lorem
 from metatrain_lorem.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results" / "far_dimers.json"
+MODELS = ("long-range", "charges", "equilibration")
 CLASSES = ("CC", "CA", "PA", "CP", "PP", "AA")
 COULOMB_CONSTANT = 14.399645  # eV Å / e²
 
@@ -100,7 +101,7 @@ def dataset_options(path: Path) -> dict:
 
 def train(frames: list[ase.Atoms], seed: int, arguments: argparse.Namespace) -> Lorem:
     """
-    :param frames: to train on, all in one batch
+    :param frames: to train on
     :param seed: of the weights
     :param arguments: of the command line
     :return: the model after the last epoch, where the learning rate is zero
@@ -109,13 +110,15 @@ def train(frames: list[ase.Atoms], seed: int, arguments: argparse.Namespace) -> 
     model_hypers, training = copy.deepcopy(hypers["model"]), copy.deepcopy(hypers["training"])
     model_hypers.update(SIZE)
     model_hypers["long_range"].update({"max_degree": 1, "accuracy": 1e-4})
+    if arguments.model == "charges":
+        model_hypers["long_range"]["energy"] = "charges"
     enable = arguments.model == "equilibration"
     model_hypers["charge_equilibration"].update({"enable": enable, "accuracy": 1e-4})
     loss = copy.deepcopy(init_with_defaults(LossSpecification))
     forces = copy.deepcopy(loss)
     loss["weight"], loss["gradients"] = arguments.energy_weight, {"positions": forces}
     training |= {
-        "batch_size": len(frames),
+        "batch_size": arguments.batch_size,
         "num_epochs": arguments.epochs,
         "learning_rate": 1e-2,
         "num_workers": 0,
@@ -191,6 +194,7 @@ def train_all(arguments: argparse.Namespace) -> None:
                 "model": arguments.model,
                 "boundaries": "isolated" if arguments.isolated else "periodic",
                 "epochs": arguments.epochs,
+                "batch_size": arguments.batch_size,
                 "energy_weight": arguments.energy_weight,
                 "seed": seed,
             }
@@ -225,9 +229,9 @@ def print_table(arguments: argparse.Namespace) -> None:
     """
     groups: dict[tuple, list[dict]] = {}
     for result in read_results():
-        names = ("class", "boundaries", "model", "epochs", "energy_weight")
+        names = ("class", "boundaries", "model", "epochs", "batch_size", "energy_weight")
         groups.setdefault(tuple(result[name] for name in names), []).append(result)
-    print("class boundaries model epochs energy_weight seeds")
+    print("class boundaries model epochs batch_size energy_weight seeds")
     print("    far, median (worst): energy meV, forces meV/Å; all frames, median: the same")
     for key, group in sorted(groups.items()):
         far, every = (np.array([x[part] for x in group]) for part in ("far", "all"))
@@ -315,10 +319,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with lode6_train.xyz, lode6_test.xyz")
     parser.add_argument("--classes", nargs="+", choices=CLASSES, default=CLASSES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--model", choices=("long-range", "equilibration"), default="equilibration")
+    parser.add_argument("--model", choices=MODELS, default="charges")
     parser.add_argument("--isolated", action="store_true", help="take dimers out of their box")
-    parser.add_argument("--epochs", type=int, default=1000)
-    parser.add_argument("--energy-weight", type=float, default=1.0)
+    parser.add_argument("--epochs", type=int, default=400)
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--energy-weight", type=float, default=100.0)
     arguments = parser.parse_args()
     if arguments.task != "table" and arguments.data is None:
         parser.error(f"{arguments.task} needs --data")
