@@ -120,7 +120,7 @@ def train(frames: list[ase.Atoms], seed: int, arguments: argparse.Namespace) -> 
     training |= {
         "batch_size": arguments.batch_size,
         "num_epochs": arguments.epochs,
-        "learning_rate": 1e-2,
+        "learning_rate": 3e-3,
         "num_workers": 0,
         "loss": {"energy": loss},
         "log_interval": arguments.epochs,
