@@ -59,8 +59,7 @@ class Lorem(ModelInterface[ModelHypers]):
     4. ``lorem::charge_equilibration`` (:mod:`.blocks.charge_equilibration`), where enabled: scalar
        features to charges of a given sum, and back;
     5. ``lorem::long_range`` (:mod:`.blocks.long_range`), where enabled: features to equivariant
-       charges, their potentials over all distances (:mod:`.electrostatics`), and back; or
-       (:mod:`.blocks.partial_charges`) to partial charges and their energy;
+       charges, their potentials over all distances, and back; or to :mod:`.blocks.partial_charges`;
     6. ``lorem::readout`` (:mod:`.heads.readout`): features of all stages to the values of each
        output, per atom;
     7. ``lorem::outputs`` (:mod:`.outputs`): sums over atoms, baselines and scales, TensorMaps.
@@ -122,8 +121,7 @@ class Lorem(ModelInterface[ModelHypers]):
         # without the block the total charge acts on the features that everything starts from
         self.charge_embedding: torch.nn.Module | None = None
         self.long_range: torch.nn.Module | None = None
-        angstrom = unit_conversion_factor("angstrom", unit or "angstrom")
-        vacuum = cutoff
+        angstrom, vacuum = unit_conversion_factor("angstrom", unit or "angstrom"), cutoff
         if hypers["charge_equilibration"]["enable"]:
             self.charge_equilibration = ChargeEquilibration(hypers, self.atomic_types, unit)
             vacuum = max(vacuum, self.charge_equilibration.least_vacuum)
