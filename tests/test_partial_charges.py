@@ -1,5 +1,7 @@
 """Partial charges (``long_range.energy: charges``) against sums written out, and what they obey."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -112,6 +114,21 @@ def test_features_are_those_of_the_local_model(lorem, model):
     assert model.long_range is None
     assert model.interaction_range() == torch.inf
     assert len(get_requested_neighbor_lists(model)) == 1
+
+
+def test_a_trained_model_gets_charges(lorem, monkeypatch):
+    """All else stays: energies change by those of the first charges."""
+    short = lorem.new_model(long_range={"enable": False})
+    hypers = copy.deepcopy(dict(short.hypers))
+    hypers["long_range"] |= {"enable": True, **CHARGES}
+    extended = short.restart(short.dataset_info, hypers).eval()
+    frames = [lorem.frames["molecule"].copy()]
+    systems = lorem.systems(extended, frames)
+    _, _, (energies,) = evaluated(extended, systems, monkeypatch)
+    change = (lorem.values(extended, frames) - lorem.values(short, frames)).item()
+    assert change == pytest.approx(energies.sum(), abs=1e-12) and change != 0.0
+    old = dict(short.named_parameters())
+    assert all(torch.equal(x, old[key]) for key, x in extended.named_parameters() if key in old)
 
 
 def test_length_unit(lorem, model):
