@@ -204,7 +204,7 @@ def test_page_is_that_of_the_results(accuracy):
     """``python benchmarks/accuracy/report.py`` has run since the last result."""
     page = (ROOT / "docs" / "src" / "accuracy.rst").read_text()
     groups = accuracy.report.read_results(FOLDER / "results")
-    tables = "\n\n".join(accuracy.report.section(*key, group) for key, group in groups.items())
+    tables = accuracy.report.sections(FOLDER / "results")
     assert accuracy.report.with_tables(page, tables) == page
     for name, minutes in groups:
         assert (ROOT / "docs" / "images" / accuracy.report.picture_name(name, minutes)).is_file()
@@ -232,3 +232,21 @@ def test_table(accuracy, measured, tmp_path, monkeypatch):
 def test_styles_differ(accuracy):
     styles = [accuracy.report.style(name) for name in accuracy.models.MODELS]
     assert len(set(styles)) == len(styles)
+
+
+def test_table_of_far_dimers(accuracy):
+    """Median and worst seed of each class, beside what is published."""
+    results = [
+        {"class": "PP", "model": "charges", "boundaries": "periodic", "seed": seed, "epochs": 9}
+        | {"batch_size": 1, "energy_weight": 1.0, "far": [far, 2.0], "all": [3.0, 4.0]}
+        for seed, far in enumerate((0.5, 1.25, 0.75))
+    ]
+    isolated = {**results[0], "boundaries": "isolated", "far": [77.0, 77.0]}
+    text = accuracy.report.far_dimers([*results, isolated])
+    row = text.split("   * - polar, polar\n")[1].split("   * -")[0]
+    cells = [line.removeprefix("     - ") for line in row.splitlines()]
+    assert cells == ["lorem, charges", "0.750 (1.25)", "2.00 (2.00)", "3.00 (3.00)"] + [
+        "4.00 (4.00)",
+        "3",
+    ]
+    assert "CACE-SOG" in text and "77" not in text

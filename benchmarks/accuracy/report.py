@@ -19,7 +19,25 @@ BEGIN, END = ".. begin of tables", ".. end of tables"
 UNITS = {"energy": "meV/atom", "forces": "meV/Å", "charges": "me", "dipoles": "me Å"}
 COLORS = {"lorem": "tab:blue", "pet": "tab:orange", "soap-bpnn": "tab:green", "mace": "tab:purple"}
 COLORS["lorem-default"] = "tab:cyan"
-MARKERS = {"": "o", "sr": "o", "lr": "^", "qeq": "s", "both": "D"}
+MARKERS = {"": "o", "sr": "o", "lr": "^", "charges": "v", "qeq": "s", "both": "D"}
+
+PUBLISHED = {
+    ("CC", "CACE-LES"): (2.72, 10.7),
+    ("CC", "CACE-SOG"): (2.45, 11.6),
+    ("PP", "CACE-LES"): (2.91, 6.15),
+    ("PP", "CACE-SOG"): (1.46, 4.26),
+    ("AA", "CACE-LES"): (1.68, 0.95),
+    ("AA", "CACE-SOG"): (1.04, 0.61),
+}
+"""Far dimers: errors over all frames, those of training included, in meV and meV/Å."""
+CLASSES = {
+    "CC": "charged, charged",
+    "CP": "charged, polar",
+    "CA": "charged, apolar",
+    "PP": "polar, polar",
+    "PA": "polar, apolar",
+    "AA": "apolar, apolar",
+}
 
 Group = dict[str, list[dict]]
 
@@ -131,6 +149,58 @@ def section(name: str, minutes: float, group: Group) -> str:
     )
 
 
+def median_and_worst(numbers: list[float]) -> str:
+    median = digits(float(np.median(numbers)))
+    return median if len(numbers) == 1 else f"{median} ({digits(max(numbers))})"
+
+
+def far_dimers(results: list[dict]) -> str:
+    """A table of dimers beyond the distances of training, beside published models.
+
+    :param results: of ``far_dimers.py``
+    """
+    groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
+    for result in results:
+        if result["boundaries"] == "periodic":
+            groups[result["class"], f"lorem, {result['model']}"].append(result)
+    heads = ["partners", "model", "far: energy, meV", "far: forces, meV/Å"]
+    rows = [[*heads, "all: energy", "all: forces", "seeds"]]
+    for label, description in CLASSES.items():
+        for (_, model), group in ((k, x) for k, x in groups.items() if k[0] == label):
+            errors = [
+                median_and_worst([result[part][i] for result in group])
+                for part in ("far", "all")
+                for i in (0, 1)
+            ]
+            rows.append([description, model, *errors, str(len(group))])
+        for (_, model), errors in ((k, x) for k, x in PUBLISHED.items() if k[0] == label):
+            rows.append([description, model, "", "", *(f"{x:g}" for x in errors), "1"])
+    lines = [".. list-table::", "   :header-rows: 1", ""]
+    for row in rows:
+        lines += [f"   {'*' if i == 0 else ' '} - {x}".rstrip() for i, x in enumerate(row)]
+    settings = [(r["epochs"], r["batch_size"], r["energy_weight"]) for r in results]
+    (epochs, batch, weight) = max(set(settings), key=settings.count)
+    title = "Dimers of the BioFragment database, beyond the distances of training"
+    text = (
+        f"DFT, ten frames of each pair below 12.3 Å for training, three up to 15 Å (*far*), one "
+        f"model per class. {epochs} epochs, batches of {batch}, energy weight {weight:g}; median "
+        "over seeds, the worst one in parentheses. Published errors are over all thirteen frames."
+    )
+    return "\n\n".join([f"{title}\n{'-' * len(title)}", text, "\n".join(lines)])
+
+
+def sections(results: Path) -> str:
+    """What stands between the two comments of the page.
+
+    :param results: folder of results
+    """
+    groups = read_results(results)
+    parts = [section(*key, group) for key, group in groups.items()]
+    if (results / "far_dimers.json").is_file():
+        parts.append(far_dimers(json.loads((results / "far_dimers.json").read_text())))
+    return "\n\n".join(parts)
+
+
 def style(name: str) -> tuple[str, str]:
     """Colour of the family and size, marker of the long-range part."""
     family = max((key for key in COLORS if name.startswith(key)), key=len)
@@ -192,7 +262,7 @@ def main() -> None:
     groups = read_results(arguments.results)
     for (name, minutes), group in groups.items():
         draw(name, group, arguments.images / picture_name(name, minutes))
-    tables = "\n\n".join(section(*key, group) for key, group in groups.items())
+    tables = sections(arguments.results)
     arguments.page.write_text(with_tables(arguments.page.read_text(), tables))
 
 
