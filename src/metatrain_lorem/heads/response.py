@@ -85,9 +85,10 @@ def check_born_target(name: str, target: TargetInfo) -> None:
 
 
 def check_derived(outputs: dict[str, ModelOutput], dataset_info: DatasetInfo) -> None:
-    """Refuse targets that the model derives from its charges, and variants of them.
+    """Refuse to train targets that the model derives from its charges, and variants of them.
+    Models of older versions that were trained on such a target keep it.
 
-    :param outputs: of :func:`response_outputs`
+    :param outputs: that follow from charges
     :param dataset_info: targets of the model
     :raises ValueError: for any such target but Born charges, which train the charges
     """
