@@ -199,6 +199,18 @@ def test_polarization_of_an_ion(lorem):
     assert np.isnan(values[1:]).all()
 
 
+def test_screened_charges(lorem):
+    """Born charges of periodic structures are larger by the root of the dielectric constant, before
+    the sum rule; those of molecules are not."""
+    model, plain = equilibrated(lorem, epsilon_infinity=1.69), equilibrated(lorem)
+    for name, factor in (("molecule", 1.0), ("slab", 1.3), ("bulk", 1.3)):
+        frame = charged(lorem.frames[name])
+        expected = factor * sum(response(plain, [frame], BORN, EXCESS))
+        born, excess = response(model, [frame], BORN, EXCESS)
+        np.testing.assert_allclose(born + excess, expected, atol=1e-9)
+        np.testing.assert_allclose(born.sum(axis=0), np.eye(3), atol=1e-10)
+
+
 def test_atomic_dipoles_of_periodic_structures(lorem):
     """They add their own derivatives, whichever cell the atoms are in."""
     names = {"mtt::dipole_moment": DIPOLE}

@@ -114,7 +114,9 @@ class Readout(torch.nn.Module):
                 "architecture.model.charge_equilibration, whose charges both then train"
             )
         if "charge" in self.outputs:
-            self.response = ChargeResponse(sorted(self.dataset_info.atomic_types))
+            epsilon = self.hypers["charge_equilibration"]["epsilon_infinity"]
+            types = sorted(self.dataset_info.atomic_types)
+            self.response = ChargeResponse(types, epsilon if self.equilibrated else 1.0)
         targets = self.dataset_info.targets
         for name, output in self.polarization_outputs().items():
             if not predicted and (name not in targets or name == BORN_CHARGE):
