@@ -308,6 +308,41 @@ def test_polarizability(lorem, tmp_path, solver):
     assert np.isnan(periodic).all()
 
 
+# minima of GFN2-xTB, and its polarisabilities in Å³: differences of its dipole moments in fields of
+# 0.05 V/Å along each axis (tblite 0.8.0)
+WATER = Atoms("OHH", [[0, 0, 0.1011], [0, 0.7722, -0.4680], [0, -0.7722, -0.4680]])
+WATER_POLARIZABILITY = [0.0005, 0.7819, 0.2980]
+WATER_PAIR = Atoms(
+    "OHHOHH",
+    [
+        [0.1914, -0.0362, 0.0],
+        [1.1306, 0.2019, 0.0],
+        [-0.2945, 0.7897, 0.0],
+        [3.0043, 0.3229, 0.0],
+        [3.2806, -0.1750, 0.7730],
+        [3.2806, -0.1750, -0.7730],
+    ],
+)
+WATER_PAIR_POLARIZABILITY = [0.9903, 0.6025, 0.7700]
+
+
+def test_water_against_gfn2(lorem):
+    """Two hardnesses make the polarisability of a molecule, and that of two across their hydrogen
+    bond. Along it charges flow as in a metal, which the documentation says: a model that no longer
+    does needs other words there."""
+    model = equilibrated(lorem)
+    hardness = torch.tensor([0.35253, 1.0, 1.0, 0.51420])  # of H, C, N and O, 1/Å
+    model.charge_equilibration.raw_hardness.data = torch.log(torch.expm1(hardness - 0.2)).double()
+    names = (WATER, WATER_POLARIZABILITY), (WATER_PAIR, WATER_PAIR_POLARIZABILITY)
+    (one, expected), (two, expected_of_two) = (
+        (np.diag(response(model, [charged(frame, 0.0)], POLARIZABILITY, kind="system")[0]), known)
+        for frame, known in names
+    )
+    np.testing.assert_allclose(one, expected, rtol=0.01, atol=0.001)
+    np.testing.assert_allclose(two[1:], expected_of_two[1:], rtol=0.03)
+    assert two[0] > 5.0 * expected_of_two[0]
+
+
 @pytest.mark.parametrize("solver", ["dense", pytest.param("iterative", marks=pytest.mark.slow)])
 def test_backbone(lorem, tmp_path, solver):
     """Another architecture reads the positions for itself; they count all the same."""
