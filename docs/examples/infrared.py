@@ -100,7 +100,7 @@ dynamics = VelocityVerlet(atoms, TIME_STEP * ase.units.fs)
 dynamics.attach(
     lambda: moments.append(atoms.calc.additional_outputs[name].block().values.detach().flatten())
 )
-dynamics.run(4500)
+dynamics.run(4000)
 
 # %%
 # Spectrum
