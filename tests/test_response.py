@@ -15,6 +15,9 @@ from metatrain.utils.data.target_info import get_energy_target_info, get_generic
 from scipy.spatial.transform import Rotation
 from scipy.special import erf
 
+from metatrain_lorem.training.checks import check_data
+from metatrain_lorem.training.distributed import Processes
+
 POLARIZATION = "mtt::polarization"
 BORN = "mtt::born_effective_charge"
 EXCESS = "mtt::aux::born_effective_charge_excess"
@@ -496,8 +499,9 @@ def test_scales_of_older_versions(lorem):
 
 def test_targets_of_the_same_names(lorem):
     """A polarisability to be learned beside the derived one needs another name."""
+    model = equilibrated(lorem, {POLARIZABILITY: target(POLARIZABILITY, 2, "system", "")})
     with pytest.raises(ValueError, match=f"target '{POLARIZABILITY}': .* needs another name"):
-        equilibrated(lorem, {POLARIZABILITY: target(POLARIZABILITY, 2, "system", "")})
+        check_data(model, [], [], Processes(torch.device("cpu")))
     name = "mtt::learned_polarizability"
     model = equilibrated(lorem, {name: target(name, 2, "system", "")})
     frames = [charged(lorem.frames["bulk"])]
