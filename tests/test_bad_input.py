@@ -212,6 +212,7 @@ def test_single_atom(lorem, pbc, enable, num_message_passing):
         ({"charge_equilibration": {"accuracy": 1.0}}, "charge_equilibration.accuracy: 1.0"),
         ({"charge_equilibration": {"tolerance": 0.0}}, "charge_equilibration.tolerance: 0.0"),
         ({"charge_equilibration": {"max_iterations": 0}}, "charge_equilibration.max_iterations: 0"),
+        ({"charge_equilibration": {"epsilon_infinity": 0.9}}, "epsilon_infinity: 0.9 is no"),
         ({"cutoff": -1.0}, "cutoff"),
         ({"cutoff": 0.0, "long_range": {"enable": False}}, "cutoff"),
         ({"cutoff_function": "shifted"}, "shifted"),
@@ -236,7 +237,7 @@ def test_unknown_hyper(part):
 def test_checkpoint_of_a_newer_version(lorem):
     checkpoint = lorem.new_model().get_checkpoint()
     checkpoint["model_ckpt_version"] += 1
-    with pytest.raises(RuntimeError, match="version 5, .* only supports up to version 4"):
+    with pytest.raises(RuntimeError, match="version 6, .* only supports up to version 5"):
         model_from_checkpoint(checkpoint, context="export")
 
 

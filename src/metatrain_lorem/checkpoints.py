@@ -175,12 +175,13 @@ def model_update_v3_v4(checkpoint: dict[str, Any]) -> None:
 
 
 def model_update_v4_v5(checkpoint: dict[str, Any]) -> None:
-    """Since version 5 long range may be that of partial charges.
+    """Since version 5 long range may be that of partial charges, and Born charges may be screened.
 
     :param checkpoint: changed in place
     """
     hypers = checkpoint["model_data"]["model_hypers"]
     hypers["long_range"].setdefault("energy", "features")
+    hypers["charge_equilibration"].setdefault("epsilon_infinity", 1.0)
 
 
 def trainer_update_v1_v2(checkpoint: dict[str, Any]) -> None:

@@ -116,6 +116,10 @@ class ChargeEquilibrationHypers(TypedDict):
     for 1e-5 in single and 1e-10 in double precision."""
     max_iterations: int = 100
     """Largest number of iterations; a structure that needs more is an error."""
+    epsilon_infinity: float = 1.0
+    """Dielectric constant of the electrons of periodic structures (water: 1.78). Charges that
+    energies alone have taught are screened by it: Born charges derived from them are multiplied by
+    its square root. Leave 1 where labels of charges, dipole moments or Born charges train them."""
 
 
 class BackboneHypers(TypedDict):
@@ -245,6 +249,12 @@ def check_hypers(hypers: ModelHypers) -> None:
     if tolerance is not None and not 0.0 < tolerance < 1.0:
         raise ValueError(
             f"architecture.model.charge_equilibration.tolerance: {tolerance} is not between 0 and 1"
+        )
+    epsilon = hypers["charge_equilibration"]["epsilon_infinity"]
+    if not 1.0 <= epsilon < float("inf"):
+        raise ValueError(
+            f"architecture.model.charge_equilibration.epsilon_infinity: {epsilon} is no dielectric "
+            "constant: 1 or more"
         )
     iterations = hypers["charge_equilibration"]["max_iterations"]
     if iterations < 1:

@@ -393,6 +393,21 @@ def test_total_charge_of_three_numbers(refused):
     )
 
 
+def test_born_charges_of_six_columns(refused):
+    """Of three atoms, they would be read as those of two."""
+    frames = structures(12)
+    for frame in frames:
+        frame.arrays["bec"] = np.zeros((len(frame), 6))
+    ase.io.write("training.xyz", frames)
+    born = {"key": "bec", "unit": "e", "sample_kind": "atom", "type": {"cartesian": {"rank": 2}}}
+    count = len(frames[0])
+    refused(
+        rf"'bec' of structure 0 of the training set \(training.xyz\) has {6 * count} numbers where "
+        f"'mtt::born_effective_charge' has {9 * count}",
+        section("training", targets={"mtt::born_effective_charge": born}),
+    )
+
+
 # numbers that are too large (N8)
 
 

@@ -3,8 +3,14 @@
 import re
 
 import pytest
+import torch
 from helpers import models
+from metatomic.torch import ModelOutput
 from metatrain.utils.data.target_info import get_generic_target_info
+from metatrain.utils.io import model_from_checkpoint
+
+from metatrain_lorem.training.checks import check_data
+from metatrain_lorem.training.distributed import Processes
 
 SHORT = {"long_range": {"enable": False}}
 CHARGES = {"charge_equilibration": {"enable": True}}
@@ -38,8 +44,25 @@ def test_variants_of_born_charges(hypers, others):
 )
 def test_derived_outputs(name, options):
     """As targets they would take the place of what the charges say."""
+    model = models.new_model(targets(name, **options), **CHARGES, **SHORT)
     with pytest.raises(ValueError, match=f"target '{re.escape(name)}': .*mtt::dipole_moment"):
-        models.new_model(targets(name, **options), **CHARGES, **SHORT)
+        check_data(model, [], [], Processes(torch.device("cpu")))
+
+
+def test_older_checkpoints():
+    """Models that were trained on such a target before it was refused load, and keep it."""
+    name = "mtt::polarizability"
+    model = models.new_model(targets(name, kind="system", unit="A^3"), **CHARGES, **SHORT)
+    loaded = model_from_checkpoint(model.get_checkpoint(), "export").to(torch.float64).eval()
+    outputs = {name: ModelOutput(sample_kind="system"), BORN: ModelOutput(sample_kind="atom")}
+    batch = models.systems(model, [models.molecule()])
+    results = loaded(batch, outputs)
+    features = []
+    hook = model.readout.heads[name].register_forward_hook(lambda *x: features.append(x[2][0]))
+    model(batch, {name: outputs[name]})
+    hook.remove()
+    torch.testing.assert_close(results[name].block().values[0], features[0].sum(dim=0))
+    assert results[BORN].block().values.shape == (len(batch[0]), 3, 3, 1)
 
 
 def test_polarizability_without_charges():

@@ -1,5 +1,7 @@
 """Electric fields in ASE: forces against finite differences of the energy in the field."""
 
+import copy
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -235,6 +237,12 @@ def test_every_structure_in_its_own_field(lorem, tmp_path):
     values = together.block().values.detach().numpy().reshape(3, -1)
     np.testing.assert_allclose(values, charges, atol=1e-9)
     assert abs(values[0] - values[1]).max() > 0.01
+    # a copy has a calculator of its own
+    other = copy.deepcopy(structures[0])
+    other.info["electric_field"] = -2 * FIELD
+    assert other.get_potential_energy() == pytest.approx(energies[2], abs=1e-10)
+    assert other.calc is not calc and other.calc._model is not calc._model
+    assert structures[0].get_potential_energy() == pytest.approx(energies[0], abs=1e-10)
 
 
 def test_lone_ion(lorem, tmp_path):

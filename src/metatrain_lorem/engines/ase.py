@@ -30,7 +30,12 @@ class FieldCalculator(MetatomicCalculator):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._arguments, self._options = arguments, options
         self._model = _InField(self._model)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FieldCalculator":
+        """A calculator of its own, made anew: that of metatomic can't be copied."""
+        return type(self)(*self._arguments, **self._options)
 
     def check_state(self, atoms: ase.Atoms, tol: float = 1e-15) -> list[str]:
         """

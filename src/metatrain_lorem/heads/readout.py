@@ -28,7 +28,6 @@ from .response import (
     ChargeResponse,
     born_outputs,
     check_born_target,
-    check_derived,
     obey_sum_rule,
     response_outputs,
 )
@@ -104,7 +103,7 @@ class Readout(torch.nn.Module):
     def add_response(self) -> None:
         """Register what charges tell about polarisation, and the excess of Born charges.
 
-        :raises ValueError: for Born charges that are defined twice, and targets that are derived
+        :raises ValueError: for Born charges that are defined twice
         """
         predicted = BORN_CHARGE in self.heads or self.born_head is not None
         self.predicts_born = predicted
@@ -114,17 +113,23 @@ class Readout(torch.nn.Module):
                 f"the target '{ATOMIC_CHARGE}'. Leave one of them out, or switch on "
                 "architecture.model.charge_equilibration, whose charges both then train"
             )
-        outputs = born_outputs() if predicted else {}
         if "charge" in self.outputs:
-            self.response = ChargeResponse(sorted(self.dataset_info.atomic_types))
-            outputs = response_outputs(self.equilibrated, self.dataset_info.length_unit)
-        check_derived(outputs, self.dataset_info)
-        for name, output in outputs.items():
-            if not predicted:
+            epsilon = self.hypers["charge_equilibration"]["epsilon_infinity"]
+            types = sorted(self.dataset_info.atomic_types)
+            self.response = ChargeResponse(types, epsilon if self.equilibrated else 1.0)
+        targets = self.dataset_info.targets
+        for name, output in self.polarization_outputs().items():
+            if not predicted and (name not in targets or name == BORN_CHARGE):
                 self.derived.append(name)
-            if name not in self.dataset_info.targets:
+            if name not in targets:
                 self.outputs[name] = output
                 self.labels.add_tensor(name, COMPONENTS[name])
+
+    def polarization_outputs(self) -> dict[str, ModelOutput]:
+        """:return: outputs of polarisation and its derivatives that charges or a target make"""
+        if self.response is not None:
+            return response_outputs(self.equilibrated, self.dataset_info.length_unit)
+        return born_outputs() if self.predicts_born else {}
 
     def _declare(self, name: str, description: str, unit: str = "") -> None:
         self.outputs[name] = ModelOutput(unit=unit, sample_kind="atom", description=description)

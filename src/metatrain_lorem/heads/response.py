@@ -85,9 +85,10 @@ def check_born_target(name: str, target: TargetInfo) -> None:
 
 
 def check_derived(outputs: dict[str, ModelOutput], dataset_info: DatasetInfo) -> None:
-    """Refuse targets that the model derives from its charges, and variants of them.
+    """Refuse to train targets that the model derives from its charges, and variants of them.
+    Models of older versions that were trained on such a target keep it.
 
-    :param outputs: of :func:`response_outputs`
+    :param outputs: that follow from charges
     :param dataset_info: targets of the model
     :raises ValueError: for any such target but Born charges, which train the charges
     """
@@ -179,6 +180,8 @@ class ChargeResponse(torch.nn.Module):
     r"""Polarisation, Born charges and polarisability from charges.
 
     :param atomic_types: atomic numbers of the species
+    :param epsilon_infinity: dielectric constant of the electrons in periodic structures; what
+        energies show of charges is screened by it, so that Born charges are larger by its root
     """
 
     polarization: Final[str]  # TorchScript knows no strings of other modules
@@ -186,8 +189,9 @@ class ChargeResponse(torch.nn.Module):
     born_excess: Final[str]
     polarizability: Final[str]
 
-    def __init__(self, atomic_types: list[int]) -> None:
+    def __init__(self, atomic_types: list[int], epsilon_infinity: float = 1.0) -> None:
         super().__init__()
+        self.screening: float = math.sqrt(epsilon_infinity)
         self.polarization = POLARIZATION
         self.born_charge = BORN_CHARGE
         self.born_excess = BORN_EXCESS
@@ -241,6 +245,9 @@ class ChargeResponse(torch.nn.Module):
             if not self.training:
                 # no derivatives at all rather than a part of them
                 born, polarizability = born.detach(), polarizability.detach()
+            if self.screening != 1.0:
+                periodic = graph.pbc.any(dim=1)[graph.system_index].view(-1, 1, 1)
+                born = torch.where(periodic, self.screening * born, born)
             born, excess = obey_sum_rule(born, graph)
             if self.born_charge in outputs:
                 values[self.born_charge] = [born.unsqueeze(3)]

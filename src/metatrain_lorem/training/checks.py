@@ -10,6 +10,7 @@ from metatrain.utils.abc import ModelInterface
 from metatrain.utils.data import TargetInfo
 from torch.utils.data import Dataset
 
+from ..heads.response import check_derived
 from .datasets import share, structure_index
 from .digits import LARGEST_LABEL, Digits
 from .distributed import Processes
@@ -42,6 +43,7 @@ def check_data(
     :raises ValueError: naming set, structure and quantity; also for the test sets, if ``mtt train``
         has read any
     """
+    check_derived(model.readout.polarization_outputs(), model.dataset_info)
     run = take_run(train_datasets)
     splits = {"training": train_datasets, "validation": val_datasets}
     if run is not None:
