@@ -207,6 +207,10 @@ def test_single_atom(lorem, pbc, enable, num_message_passing):
             {"long_range": {"energy": "charges", "exponents": [1, 6]}},
             r"long_range.exponents: \[1, 6\] needs `energy: features`",
         ),
+        (
+            {"long_range": {"energy": "charges"}, "charge_equilibration": {"enable": True}},
+            "long_range.energy: charges beside charge_equilibration",
+        ),
         ({"long_range": {"accuracy": 0.0}}, "long_range.accuracy: 0.0"),
         ({"long_range": {"accuracy": 1.0}}, "long_range.accuracy: 1.0"),
         ({"charge_equilibration": {"accuracy": 1.0}}, "charge_equilibration.accuracy: 1.0"),

@@ -1,11 +1,13 @@
 """Partial charges (``long_range.energy: charges``) against sums written out, and what they obey."""
 
 import copy
+import logging
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from metatrain.utils.data.target_info import get_energy_target_info, get_generic_target_info
 from metatrain.utils.neighbor_lists import get_requested_neighbor_lists
 from scipy.special import erf
 
@@ -114,6 +116,23 @@ def test_features_are_those_of_the_local_model(lorem, model):
     assert model.long_range is None
     assert model.interaction_range() == torch.inf
     assert len(get_requested_neighbor_lists(model)) == 1
+
+
+def test_targets_that_remain_local_are_named(lorem, caplog):
+    targets = {
+        "energy": get_energy_target_info("energy", {"unit": "eV"}),
+        "mtt::atomic_charge": get_generic_target_info(
+            "mtt::atomic_charge",
+            {"quantity": "charge", "unit": "e", "type": "scalar", "num_subtargets": 1}
+            | {"sample_kind": "atom"},
+        ),
+    }
+    with caplog.at_level(logging.WARNING):
+        lorem.new_model(targets, long_range=CHARGES)
+    assert "targets ['mtt::atomic_charge'] know nothing beyond the cutoff" in caplog.text
+    caplog.clear()
+    lorem.new_model({"energy": targets["energy"]}, long_range=CHARGES)
+    assert "beyond the cutoff" not in caplog.text
 
 
 def test_a_trained_model_gets_charges(lorem, monkeypatch):

@@ -78,7 +78,8 @@ class LongRangeHypers(TypedDict):
     charges per atom update the features that all targets are read from, or ``charges``, where one
     partial charge per atom has the energy of classical electrostatics, and sums to the total charge
     (``extra_data: charge``, else zero). The latter goes on beyond the distances of training; other
-    targets than energies are local with it, and ``max_degree`` of the charges has no meaning."""
+    targets than energies are local with it, ``max_degree`` of the charges has no meaning, and there
+    is no charge equilibration beside it."""
     accuracy: float = 1e-6
     """Relative accuracy of the Coulomb sum over periodic images. The width of the Ewald Gaussians,
     the wave vectors and the mesh follow from it and from ``cutoff``; they are logged. Isolated
@@ -238,6 +239,11 @@ def check_hypers(hypers: ModelHypers) -> None:
         raise ValueError(
             f"architecture.model.long_range.exponents: {exponents} needs `energy: features`; with "
             "`energy: charges` there is only 1/r"
+        )
+    if has_partial_charges(hypers) and hypers["charge_equilibration"]["enable"]:
+        raise ValueError(
+            "architecture.model.long_range.energy: charges beside charge_equilibration: the total "
+            "charge of a structure would act twice. Take one of them"
         )
     for block in ("long_range", "charge_equilibration"):
         accuracy = hypers[block]["accuracy"]

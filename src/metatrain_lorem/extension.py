@@ -60,10 +60,10 @@ def extended(
     """The same model with other targets, with new species, and with new blocks.
 
     Readouts of a new block start at zero. A new long-range block has no effect on the outputs yet,
-    nor has the total charge as a new input. Partial charges add their energy, small at first, since
-    zero charges would not learn. A new charge equilibration adds the energy of its charges, and as
-    it updates the features before a long-range block, it changes what that makes of them. A new
-    species starts as the mean of all others.
+    nor has the total charge as a new input. Partial charges add their energy, which is small at
+    first for neutral structures alone (zero charges would not learn). A new charge equilibration
+    adds the energy of its charges, and as it updates the features before a long-range block, it
+    changes what that makes of them. A new species starts as the mean of all others.
 
     :param model: left as it is
     :param info: of the extended model

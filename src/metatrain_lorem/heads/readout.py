@@ -1,5 +1,6 @@
 """All heads: from the features of all stages to the values of each output, on plain tensors."""
 
+import logging
 from typing import Final, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from metatrain.utils.data import DatasetInfo, TargetInfo
 from metatrain.utils.data.atomic_basis_helpers import densify_atomic_basis_dataset_info
 
 from ..blocks.charge_equilibration import Charges
-from ..documentation import ModelHypers
+from ..documentation import ModelHypers, has_partial_charges
 from ..graph import Graph
 from ..outputs import OutputLabels
 from .born import MatrixHead
@@ -99,6 +100,12 @@ class Readout(torch.nn.Module):
         for name, target in densify_atomic_basis_dataset_info(dataset_info).targets.items():
             self.add_target(name, target)
         self.add_response()
+        local = [name for name in dataset_info.targets if name not in self.energy_units]
+        if has_partial_charges(hypers) and local:
+            logging.warning(
+                f"targets {local} know nothing beyond the cutoff: partial charges "
+                "(long_range.energy: charges) act on energies alone"
+            )
 
     def add_response(self) -> None:
         """Register what charges tell about polarisation, and the excess of Born charges.
