@@ -49,6 +49,14 @@ class Graph(NamedTuple):
     field: torch.Tensor | None  # [systems, 3] electric, V/Å
 
 
+class Whole(NamedTuple):
+    """What a process that has some atoms of a structure knows of all of them, see :mod:`.stages`."""
+
+    mean: torch.Tensor  # [3] of the positions, Å
+    extents: list[float]  # bottom (3) and top (3), see :func:`boundary_table`
+    species: list[int]  # numbers of those that occur
+
+
 class GraphBuilder(torch.nn.Module):
     """Systems to graph, with one look at the numbers before they spread and one transfer to the
     host, since each stops a GPU.
@@ -112,6 +120,7 @@ class GraphBuilder(torch.nn.Module):
         trained: torch.Tensor,
         given: list[torch.Tensor] | None = None,
         field: torch.Tensor | None = None,
+        whole: Whole | None = None,
     ) -> Graph:
         """
         Differences of positions are taken in the precision of the structures, before they are
@@ -121,14 +130,20 @@ class GraphBuilder(torch.nn.Module):
         :param trained: see :meth:`forward`
         :param given: positions of each structure, where those of the batch are made of them
         :param field: electric field on each structure ``[systems, 3]``, V/Å
-        :return: the graph
+        :param whole: where the batch holds a part of one structure: its own atoms, which the counts
+            are of, and neighbours of these after them
+        :return: the graph, of the atoms that are counted; positions of a part are about the mean
+            of the whole
         :raises ValueError: for an unknown species, atoms on one spot, coordinates or total charges
             that are not numbers, and boundaries that the Coulomb sum cannot treat
         """
         device, counts = batch.positions.device, batch.counts
         largest = self.types_to_species.shape[0] - 1
         species = self.types_to_species[batch.types.clamp(-1, largest)]
-        atoms = torch.arange(batch.positions.shape[0], device=device)
+        all_species, positions = species, batch.positions
+        if whole is not None:
+            species, positions = species[: counts[0]], positions[: counts[0]]
+        atoms = torch.arange(positions.shape[0], device=device)
         if len(counts) == 1:
             system_index, atom_index = torch.zeros_like(atoms), atoms
         else:
@@ -139,13 +154,14 @@ class GraphBuilder(torch.nn.Module):
             atom_index = atoms - first[system_index]
 
         num_species = self.num_species + 1
-        order, keys = sort_pairs(species, batch.pairs[:, :2], num_species)
+        order, keys = sort_pairs(all_species, batch.pairs[:, :2], num_species)
         sorted_pairs = batch.pairs[order]
         pairs = Pairs(
             centers=sorted_pairs[:, 0],
             neighbors=sorted_pairs[:, 1],
             keys=keys,
             species=species,
+            all_species=all_species,
             num_species=num_species,
         )
         shifts = sorted_pairs[:, 2:].to(batch.positions.dtype)
@@ -157,9 +173,12 @@ class GraphBuilder(torch.nn.Module):
         else:
             cells_of_pairs = batch.cells[system_index[pairs.centers]]
             vectors = vectors + torch.einsum("pa,pab->pb", shifts, cells_of_pairs)
-        positions, cells = batch.positions, batch.cells
-        if positions.dtype != trained.dtype:
+        cells = batch.cells
+        if whole is not None:
+            positions = (positions - whole.mean).to(trained.dtype)
+        elif positions.dtype != trained.dtype:
             positions = centered(positions, system_index, len(counts)).to(trained.dtype)
+        if cells.dtype != trained.dtype:
             cells, vectors = cells.to(trained.dtype), vectors.to(trained.dtype)
         distances = torch.linalg.vector_norm(vectors, dim=1)
 
@@ -182,14 +201,17 @@ class GraphBuilder(torch.nn.Module):
         host_counts = [int(n) for n in host[begin:end]]
         present, blocks = pair_blocks(pairs, host_counts, places)
         if self.num_species in present:
-            refuse_unknown(batch, species == self.num_species)
+            refuse_unknown(batch, all_species == self.num_species)
         charges = host[len(shortest) : begin - 2]
         refuse(host[: len(shortest)], charges, batch, pairs, distances)
         warn_of_total_charge(charges, host[begin - 2], host[begin - 1])
         structure_species = [present]
         if self.electrostatics:
             last = end + table_size
-            boundaries = find_boundaries(cells, batch.pbc, counts, host[end:last], self.vacuum)
+            rows = host[end:last]
+            if whole is not None:
+                rows, structure_species = rows[:12] + whole.extents, [whole.species]
+            boundaries = find_boundaries(cells, batch.pbc, counts, rows, self.vacuum)
             if len(counts) > 1:
                 structure_species = occurring_species(host[last:], num_species)
         else:

@@ -51,6 +51,7 @@ class Graph:
             neighbors=self.neighbors[order],
             keys=keys,
             species=self.species,
+            all_species=self.species,
             num_species=num_species,
         )
         numbers, places = count_pairs(pairs)

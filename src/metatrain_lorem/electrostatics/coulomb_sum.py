@@ -68,7 +68,11 @@ class CoulombSum(torch.nn.Module):
         isolated, small, large = sort_structures(graph.boundaries, self.settings)
         if len(small) + len(large) == 0:
             return self.isolated(charges, graph, isolated, self.settings.max_terms)
-        potentials = self.self_and_background(charges, graph)
+        periodic = charges
+        if 0 in graph.boundaries.dimensions:
+            periodic = charges * periodic_atoms(graph).unsqueeze(-1).to(charges.dtype)
+        totals = sum_systems(periodic, graph.system_index, len(graph.boundaries.volumes))
+        potentials = self.self_and_background(periodic, totals, graph)
         if len(isolated) > 0:
             potentials = potentials + self.isolated(
                 charges, graph, isolated, self.settings.max_terms
@@ -76,7 +80,15 @@ class CoulombSum(torch.nn.Module):
         if self.is_coulomb:
             potentials = self.add_real_space(potentials, charges, graph)
         if self.is_coulomb and 2 in graph.boundaries.dimensions:
-            potentials = potentials + self.slabs(charges, graph)
+            z, shift = slab_heights(graph)
+            # only differences of z enter: a central origin avoids cancellation, and needs no
+            # derivative
+            sums = torch.cat([torch.ones_like(z), z], dim=1).detach()
+            sums = sum_systems(sums, graph.system_index, len(graph.boundaries.volumes))
+            z = z - of_systems(sums[:, 1:] / sums[:, :1], graph.system_index)
+            moments = slab_moments(z, shift, charges)
+            moments = sum_systems(moments, graph.system_index, len(graph.boundaries.volumes))
+            potentials = potentials + self.slabs(z, shift, moments, graph)
         if len(small) > 0:
             potentials = self.plane_waves(potentials, charges, graph, small, self.settings)
         for s in large:
@@ -102,39 +114,47 @@ class CoulombSum(torch.nn.Module):
         products = charges.index_select(0, graph.neighbors) * weights.unsqueeze(-1)
         return potentials.index_add(0, graph.centers, products)
 
-    def self_and_background(self, charges: torch.Tensor, graph: Graph) -> torch.Tensor:
+    def self_and_background(
+        self, charges: torch.Tensor, totals: torch.Tensor, graph: Graph
+    ) -> torch.Tensor:
         """Less the potential of each Gaussian at its own centre, which the sum over k has, and of
         the background that neutralises the cell.
 
-        :param charges: ``[atoms, channels]``, e
+        :param charges: ``[atoms, channels]``, zero for isolated structures, e
+        :param totals: their sums ``[systems, channels]``, e
         :param graph: of the batch
         :return: potentials ``[atoms, channels]``, zero for isolated structures, e/Å
         """
-        if 0 in graph.boundaries.dimensions:
-            charges = charges * periodic_atoms(graph).unsqueeze(-1).to(charges.dtype)
-        index, volumes = graph.system_index, graph.boundaries.volumes
-        density = sum_systems(charges, index, len(volumes)) / volumes.unsqueeze(-1)
+        density = totals / graph.boundaries.volumes.unsqueeze(-1)
         own, background = self.potential.own_potential(), 2.0 * self.potential.background()
-        return torch.sub(-own * charges, of_systems(density, index), alpha=background)
+        density = of_systems(density, graph.system_index)
+        return torch.sub(-own * charges, density, alpha=background)
 
-    def slabs(self, charges: torch.Tensor, graph: Graph) -> torch.Tensor:
+    def slabs(
+        self, z: torch.Tensor, shift: torch.Tensor, moments: torch.Tensor, graph: Graph
+    ) -> torch.Tensor:
         """What turns stacks of slabs into single ones, see :mod:`.slab`.
 
-        :param charges: ``[atoms, channels]``, e
+        :param z: heights of the atoms, see :func:`slab_heights`
+        :param shift: of the atoms
+        :param moments: sums over the atoms of each structure ``[systems, 3 * channels]``
         :param graph: of the batch
         :return: potentials ``[atoms, channels]``, zero for other structures, e/Å
         """
         boundaries, index = graph.boundaries, graph.system_index
-        z = (graph.positions * boundaries.normals[index]).sum(dim=-1, keepdim=True)
-        # only differences of z enter: a central origin avoids cancellation, and needs no derivative
-        sums = torch.zeros_like(boundaries.normals[:, :2])
-        sums = sums.index_add(0, index, torch.cat([torch.ones_like(z), z], dim=1).detach())
-        z = z - (sums[:, 1:] / sums[:, :1])[index]
-        shift = (boundaries.heights**2 / 12.0)[index].unsqueeze(-1)
-        moments = slab_moments(z, shift, charges)
-        totals = of_systems(sum_systems(moments, index, len(boundaries.volumes)), index)
         factors = self.potential.prefactor * slab_factors(boundaries.heights, boundaries.volumes)
-        return slab_bracket(z, shift, totals) * factors[index].unsqueeze(-1)
+        bracket = slab_bracket(z, shift, of_systems(moments, index))
+        return bracket * factors[index].unsqueeze(-1)
+
+
+def slab_heights(graph: Graph) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    :param graph: of the batch
+    :return: z of the atoms and s, see :mod:`.slab`, each ``[atoms, 1]``
+    """
+    boundaries, index = graph.boundaries, graph.system_index
+    z = (graph.positions * boundaries.normals[index]).sum(dim=-1, keepdim=True)
+    return z, (boundaries.heights**2 / 12.0)[index].unsqueeze(-1)
 
 
 def periodic_atoms(graph: Graph) -> torch.Tensor:

@@ -304,21 +304,52 @@ class MeshSum(torch.nn.Module):
         # origin be a stress
         positions = positions - positions.mean(0)
         shape = mesh_shape(boundaries.lengths[structure], parameters.mesh_spacing)
-        # all are brought to one size, so that the rounding errors of large channels do not reach
-        # small ones
-        num_channels = charges.size(1)
+        self.set_cell(boundaries.cells[structure], shape)
+        self.interpolator.compute_weights(positions)
         sizes = charges.detach().abs().amax(dim=0)
-        sizes = torch.where(sizes > 0.0, sizes, 1.0)
-        charges = torch.nn.functional.pad(charges / sizes, [0, num_channels % 2])
+        mesh = self.interpolator.points_to_mesh(normalized(charges, sizes))
+        potentials = self.potentials(mesh, sizes)
+        self.release()
+        return potentials
 
-        cell = boundaries.cells[structure]
+    def set_cell(self, cell: torch.Tensor, shape: list[int]) -> None:
+        """
+        :param cell: cell vectors in rows ``[3, 3]``, Å
+        :param shape: mesh points along the cell vectors
+        """
         self.interpolator.shape, self.filter.shape = shape, shape
         self.interpolator.set_cell(cell)
-        self.interpolator.compute_weights(positions)
         self.filter.update(cell)
-        mesh = self.filter(self.interpolator.points_to_mesh(charges))
-        potentials = self.interpolator.mesh_to_points(mesh)[:, :num_channels] * sizes
-        # what stays would keep the graph alive, and could not be copied
+
+    def potentials(self, mesh: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+        """
+        :param mesh: :func:`normalized` charges on the mesh ``[channels, *shape]``
+        :param sizes: that they were normalised by ``[channels]``
+        :return: potentials of the atoms ``[atoms, channels]``
+        """
+        potentials = self.interpolator.mesh_to_points(self.filter(mesh))
+        return potentials[:, : len(sizes)] * scales(sizes)
+
+    def release(self) -> None:
+        """Forget the structure: it would keep the graph alive, and could not be copied."""
         self.interpolator.release()
         self.filter.release()
-        return potentials
+
+
+def scales(sizes: torch.Tensor) -> torch.Tensor:
+    """
+    :param sizes: largest absolute value of each channel ``[channels]``, e
+    :return: the same, one where there is no charge
+    """
+    return torch.where(sizes > 0.0, sizes, 1.0)
+
+
+def normalized(charges: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """All channels brought to one size, so that the rounding errors of large ones do not reach
+    small ones.
+
+    :param charges: ``[atoms, channels]``, e
+    :param sizes: largest absolute value of each channel ``[channels]``, e
+    :return: an even number of channels
+    """
+    return torch.nn.functional.pad(charges / scales(sizes), [0, charges.size(1) % 2])

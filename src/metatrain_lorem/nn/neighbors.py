@@ -14,6 +14,7 @@ class Pairs(NamedTuple):
     neighbors: torch.Tensor  # [pairs]
     keys: torch.Tensor  # [pairs] what they are sorted by: number of block and of the two species
     species: torch.Tensor  # [atoms] 0 ... num_species - 1
+    all_species: torch.Tensor  # the same, and of atoms that are neighbours only
     num_species: int  # that the model knows
 
 
@@ -105,13 +106,17 @@ def pair_blocks(
     atom_counts: list[int] = []
     for key in range(num_blocks * num_species):
         atom_counts.append(atom_ends[key + 1] - atom_ends[key])
+    pair_counts: list[int] = []
+    for key in range(num_blocks * num_species * num_species):
+        pair_counts.append(pair_ends[key + 1] - pair_ends[key])
     present: list[int] = []
     numbers: list[int] = []
     for s in range(num_species):
         numbers.append(len(present))
-        if sum(atom_counts[s::num_species]) > 0:
+        # as central atom or as neighbour
+        if sum(atom_counts[s::num_species]) + sum(pair_counts[s::num_species]) > 0:
             present.append(s)
-    species = pairs.species
+    species = pairs.all_species
     if len(present) > 0 and present[-1] >= len(present):
         species = torch.tensor(numbers, device=device)[species]
 
@@ -123,8 +128,7 @@ def pair_blocks(
         block_pairs: list[int] = []
         for a in present:
             for b in present:
-                key = (n * num_species + a) * num_species + b
-                block_pairs.append(pair_ends[key + 1] - pair_ends[key])
+                block_pairs.append(pair_counts[(n * num_species + a) * num_species + b])
         pair_sizes.append(block_pairs)
         sizes.append(sum(block_pairs))
 
