@@ -3,7 +3,6 @@
 import logging
 from typing import Any, Dict, List, Literal, Optional
 
-import metatensor.torch as mts
 import torch
 from metatensor.torch import Labels, TensorMap
 from metatomic.torch import (
@@ -42,10 +41,11 @@ from .outputs import (
     with_response,
     without_gradients,
 )
+from .stages import Stages
 from .systems import total_charges, tracked, warn_of_built_in_charge
 
 
-class Lorem(ModelInterface[ModelHypers]):
+class Lorem(Stages, ModelInterface[ModelHypers]):
     """LOREM (arXiv 2507.19382): local equivariant features, equivariant charges, their Coulomb
     potentials back into the features, residual energies.
 
@@ -235,20 +235,9 @@ class Lorem(ModelInterface[ModelHypers]):
                 q = self.atomic_charges(systems, features, charges, graph)
                 values.update(self.readout.respond(q, features, charges, graph, outputs))
         with record_function("lorem::outputs"):
-            dtype = systems[0].positions.dtype
-            results = self.readout.labels(values, graph, outputs, selected_atoms, dtype)
-            # energies in units of their own, whatever the scales of the targets
-            values = self.readout.energies(energies, electrostatic, charges, outputs)
-            unscaled = self.readout.labels(values, graph, outputs, selected_atoms, dtype)
-            if self.training:
-                # the trainer removes baselines and scales from the targets instead
-                unscaled = self.scaler.apply_scales(
-                    systems, unscaled, remove=True, selected_atoms=selected_atoms
-                )
-            else:
-                results = self.with_baselines(systems, outputs, results, selected_atoms)
-            for name, energy in unscaled.items():
-                results[name] = mts.add(results[name], energy)
+            unscaled = self.readout.energies(energies, electrostatic, charges, outputs)
+            predicted = [values, unscaled]
+            results = self.collected(systems, outputs, selected_atoms, graph, predicted)
             if torch.jit.is_scripting() and charges is not None:
                 results = with_response(results, self.readout.energy_units, charges, graph)
             if derives and not gradients:

@@ -79,12 +79,24 @@ class LongRange(torch.nn.Module):
         :return: new scalar features ``[atoms, d]``; the field coupled to the spherical features
             ``[atoms, (L + 1)**2, s]``
         """
-        potentials = self.coulomb(self.charges(x, rho), graph)
-        scalars, components = potentials.split([1, potentials.shape[1] - 1], dim=1)
+        potentials = [self.coulomb(self.charges(x, rho), graph)]
+        if self.dispersion is not None:
+            potentials.append(self.dispersion(self.dispersion_coefficient(x), graph))
+        return self.couple(x, rho, potentials)
+
+    def couple(
+        self, x: torch.Tensor, rho: torch.Tensor, potentials: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        :param x: scalar features ``[atoms, d]``
+        :param rho: spherical features ``[atoms, (L + 1)**2, s]``
+        :param potentials: of :meth:`charges`, and of dispersion if there is one
+        :return: as :meth:`forward`
+        """
+        scalars, components = potentials[0].split([1, potentials[0].shape[1] - 1], dim=1)
         if self.dispersion is not None:
             # in units of the interaction at distance zero, a number that networks can take
-            dispersion = self.dispersion(self.dispersion_coefficient(x), graph)
-            dispersion = dispersion / self.dispersion.potential.self_contribution()
+            dispersion = potentials[1] / self.dispersion.potential.self_contribution()
             scalars = torch.cat([scalars, dispersion], dim=1)
         sizes = chunks(x.shape[0], chunk_sizes(x.device)[0])
         x_blocks, rho_blocks, scalar_blocks = cut(x, sizes), cut(rho, sizes), cut(scalars, sizes)

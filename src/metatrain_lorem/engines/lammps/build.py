@@ -46,6 +46,8 @@ def build(output: str | Path | None = None) -> Path:
     includes += [root / "include" for root in roots]
     libraries = [*cpp_extension.library_paths(), *(root / "lib" for root in roots)]
     names = ["torch", "torch_cpu", "c10", "metatensor", "metatensor_torch", "metatomic_torch"]
+    libraries.append(mpi_file("libmpi.so").parent)
+    names.append("mpi")
     command = [
         *compiler(),
         *["-std=c++17", "-O2", "-fPIC", "-shared", "-DLAMMPS_SMALLBIG"],

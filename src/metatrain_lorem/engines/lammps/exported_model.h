@@ -59,6 +59,8 @@ struct Results {
 };
 
 class ExportedModel {
+  friend class StagedModel;
+
  public:
   struct NeighborList {
     double cutoff;
@@ -137,7 +139,9 @@ class ExportedModel {
     }
     auto evaluation = torch::make_intrusive<metatomic_torch::ModelEvaluationOptionsHolder>(
         "angstrom", requested, selected);
-    const std::vector<metatomic_torch::System> systems = {system(structure, positions, strain)};
+    const auto cell = numbers(&structure.cell[0][0], {3, 3});
+    const std::vector<metatomic_torch::System> systems = {
+        system(structure, positions.matmul(strain), cell.matmul(strain), 1.0)};
     auto method = module.get_method("forward");
     const auto outputs = method({systems, evaluation, check_consistency}).toGenericDict();
 
@@ -213,17 +217,17 @@ class ExportedModel {
     return values(ordered.index_copy(0, atoms, given->values().detach().flatten()), count);
   }
 
+  // Lengths in a unit that is a multiple of Å, but for those of the structure.
   metatomic_torch::System system(const Structure &structure, const torch::Tensor &positions,
-                                 const torch::Tensor &strain) const
+                                 const torch::Tensor &cell, double length) const
   {
     auto types = torch::tensor(structure.types, torch::kInt32).to(device);
     auto periodic = torch::zeros({3}, torch::kBool);
     std::copy_n(structure.periodic, 3, periodic.data_ptr<bool>());
     auto result = torch::make_intrusive<metatomic_torch::SystemHolder>(
-        types, positions.matmul(strain), numbers(&structure.cell[0][0], {3, 3}).matmul(strain),
-        periodic.to(device));
+        types, positions, cell, periodic.to(device));
     for (size_t i = 0; i < options.size(); i++) {
-      auto neighbors = pair_block(structure.pairs[i]);
+      auto neighbors = pair_block(structure.pairs[i], length);
       metatomic_torch::register_autograd_neighbors(result, neighbors, check_consistency);
       result->add_neighbor_list(options[i], neighbors);
     }
@@ -243,13 +247,13 @@ class ExportedModel {
                                       std::vector<metatensor_torch::TensorBlock>{block});
   }
 
-  metatensor_torch::TensorBlock pair_block(const Pairs &pairs) const
+  metatensor_torch::TensorBlock pair_block(const Pairs &pairs, double length) const
   {
     const int64_t count = pairs.vectors.size() / 3;
     auto samples = torch::from_blob(const_cast<int *>(pairs.samples.data()), {count, 5},
                                     torch::kInt32).clone();
     return torch::make_intrusive<Block>(
-        numbers(pairs.vectors.data(), {count, 3, 1}),
+        length * numbers(pairs.vectors.data(), {count, 3, 1}),
         labels({"first_atom", "second_atom", "cell_shift_a", "cell_shift_b", "cell_shift_c"},
                samples),
         std::vector<metatensor_torch::Labels>{Labels::range("xyz", 3)->to(device)},

@@ -19,7 +19,9 @@
 #include "update.h"
 #include "variable.h"
 
+#include "communication.h"
 #include "exported_model.h"
+#include "staged_model.h"
 
 #ifdef __GLIBC__
 #include <malloc.h>
@@ -36,7 +38,7 @@
 
 namespace LAMMPS_NS {
 
-class PairMetatomic : public Pair {
+class PairMetatomic : public CommunicatingPair {
  public:
   explicit PairMetatomic(LAMMPS *lmp);
   ~PairMetatomic() override;
@@ -55,16 +57,19 @@ class PairMetatomic : public Pair {
     std::vector<std::array<int, 3>> shift;   // its displacement in cell vectors
   };
 
+  void init_stages();
   void check_exclusions() const;
   void check_field();
   std::optional<std::array<double, 3>> electric_field() const;
   Geometry geometry() const;
   Structure structure(const Geometry &geometry) const;
+  Structure any_atom() const;
   Pairs pairs(const ExportedModel::NeighborList &wanted, const Geometry &geometry) const;
   template <class Function> void guarded(const std::string &task, Function function) const;
 
   std::string path;
   std::unique_ptr<ExportedModel> model;
+  std::unique_ptr<StagedModel> staged;    // on several processes, where all atoms feel each other
   double cutoff = 0.0;               // of all neighbor lists, Å
   std::vector<int> model_type;       // of LAMMPS's types, which start at 1
 
@@ -73,7 +78,7 @@ class PairMetatomic : public Pair {
   bool warned = false;               // about charges in minimizations
 };
 
-PairMetatomic::PairMetatomic(LAMMPS *lmp) : Pair(lmp)
+PairMetatomic::PairMetatomic(LAMMPS *lmp) : CommunicatingPair(lmp)
 {
   restartinfo = 0;
   one_coeff = 1;
@@ -300,14 +305,15 @@ void PairMetatomic::init_style()
   warned = false;
   int flags = NeighConst::REQ_FULL;
   ghostneigh = 0;
+  staged.reset();
+  const double range = model->range();
+  const bool infinite = !(range >= 0.0 && std::isfinite(range));
   if (comm->nprocs > 1) {
-    const double range = model->range();
-    if (!(range >= 0.0 && std::isfinite(range)))
-      error->all(FLERR, "pair_style metatomic: the interaction range of the model {} is infinite, "
-                        "so that atoms can't be divided among {} MPI processes. Run it on one, "
-                        "with threads (OMP_NUM_THREADS) or on a GPU", path, comm->nprocs);
     if (!force->newton_pair)
       error->all(FLERR, "pair_style metatomic on several MPI processes needs newton on");
+    if (infinite) init_stages();
+  }
+  if (comm->nprocs > 1 && !infinite) {
     // atoms of other processes within the range, and their neighbors if these pass messages
     comm->cutghostuser = std::max(comm->cutghostuser, range + neighbor->skin);
     if (range > cutoff) {
@@ -316,6 +322,23 @@ void PairMetatomic::init_style()
     }
   }
   neighbor->add_request(this, flags);
+}
+
+void PairMetatomic::init_stages()
+{
+  std::string failure;
+  try {
+    staged = std::make_unique<StagedModel>(*model);
+  } catch (const std::exception &exception) {
+    failure = reason(exception);
+  }
+  if (!domain->xperiodic && !domain->yperiodic && !domain->zperiodic)
+    failure = "the system is not periodic";
+  if (!failure.empty())
+    error->all(FLERR, "pair_style metatomic: the interaction range of the model {} is infinite, and "
+                      "its atoms can't be divided among {} MPI processes: {}. Run it on one, with "
+                      "threads (OMP_NUM_THREADS) or on a GPU", path, comm->nprocs, failure);
+  comm_forward = comm_reverse = most_columns;
 }
 
 double PairMetatomic::init_one(int i, int j)
@@ -354,17 +377,28 @@ PairMetatomic::Geometry PairMetatomic::geometry() const
 Structure PairMetatomic::structure(const Geometry &geometry) const
 {
   // of directions that are not periodic, and of a part of the atoms, there is no cell
-  Structure result{{}, atom->x[0],
+  Structure result{{}, atom->nlocal > 0 ? atom->x[0] : nullptr,
                    {{domain->xprd, 0.0, 0.0},
                     {domain->xy, domain->yprd, 0.0},
                     {domain->xz, domain->yz, domain->zprd}},
                    {}, {}, atom->nlocal, electric_field()};
   for (int i = 0; i < geometry.count; i++) result.types.push_back(model_type[atom->type[i]]);
   for (int k = 0; k < 3; k++) {
-    result.periodic[k] = domain->periodicity[k] && comm->nprocs == 1;
+    result.periodic[k] = domain->periodicity[k] && (comm->nprocs == 1 || staged);
     if (!result.periodic[k]) std::fill_n(result.cell[k], 3, 0.0);
   }
   for (const auto &list : model->neighbor_lists()) result.pairs.push_back(pairs(list, geometry));
+  return result;
+}
+
+// What a process without atoms evaluates, to take part in the communication.
+Structure PairMetatomic::any_atom() const
+{
+  static const double origin[3] = {0.0, 0.0, 0.0};
+  Structure result = structure({0, {}, {}});
+  result.types = {static_cast<int>(model->types().front())};
+  result.positions = origin;
+  result.selected = 1;
   return result;
 }
 
@@ -411,13 +445,16 @@ void PairMetatomic::compute(int eflag, int vflag)
   }
   check_exclusions();    // once more: fixes make exclusions in their init, which comes later
   charges.clear();
-  if (atom->nlocal == 0) return;
+  if (atom->nlocal == 0 && !staged) return;
 
   Results results;
   guarded("evaluating " + path, [&] {
     const Wanted wanted{eflag_atom != 0, vflag_global != 0, with_charges};
-    results = model->evaluate(structure(geometry()), wanted);
+    if (!staged) results = model->evaluate(structure(geometry()), wanted);
+    else if (counts()) results = staged->evaluate(structure(geometry()), wanted, *this);
+    else staged->evaluate(any_atom(), wanted, *this);
   });
+  if (!counts()) return;
   for (size_t i = 0; i < results.by_positions.size(); i++)
     atom->f[0][i] -= results.by_positions[i];
   for (size_t i = 0; i < results.field_forces.size(); i++)

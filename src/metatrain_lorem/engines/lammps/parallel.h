@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// Derivatives of an evaluation that several processes share. Knows nothing of LAMMPS or MPI.
+
+#ifndef METATRAIN_LOREM_PARALLEL_H
+#define METATRAIN_LOREM_PARALLEL_H
+
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/script.h>
+
+#include <functional>
+#include <string>
+#include <vector>
+
+// What the engine does between the stages of a model, on all processes in the same order. A process
+// without atoms of its own evaluates one that counts for nothing.
+class Communication {
+ public:
+  virtual bool counts() const = 0;    // false for a process without atoms
+  // from the rows of own atoms to those of own atoms and neighbors, and its transpose
+  virtual torch::Tensor exchange(const torch::Tensor &own) = 0;
+  virtual torch::Tensor collect(const torch::Tensor &all) = 0;
+  // over all processes
+  virtual torch::Tensor sum(const torch::Tensor &values) = 0;
+  virtual torch::Tensor largest(const torch::Tensor &values) = 0;
+
+ protected:
+  ~Communication() = default;
+};
+
+// Stages and communication in the order in which they ran, to go back the same way. What each stage
+// returns is cut from its graph; so every process communicates in the order of its calls, forward
+// and back, whatever its graphs are. An autograd::Function for each communication would leave the
+// order, and with it whether processes wait for each other forever, to the engine of autograd.
+class Tape {
+ public:
+  explicit Tape(Communication &communication) : communication(communication) {}
+
+  // Evaluate a stage.
+  torch::IValue run(const torch::jit::Method &method, std::vector<torch::IValue> inputs)
+  {
+    return cut(method(std::move(inputs)));
+  }
+
+  // Replace all tensors with derivatives, in tuples and lists too, by leaves.
+  torch::IValue cut(const torch::IValue &results)
+  {
+    torch::autograd::variable_list values, leaves;
+    const auto replaced = replace(results, values, leaves);
+    steps.push_back([values, leaves] {
+      torch::autograd::variable_list reached, gradients;
+      for (size_t i = 0; i < leaves.size(); i++) {
+        if (!leaves[i].grad().defined()) continue;
+        reached.push_back(values[i]);
+        gradients.push_back(leaves[i].grad());
+      }
+      if (!reached.empty()) torch::autograd::backward(reached, gradients);
+    });
+    return replaced;
+  }
+
+  torch::Tensor sum(const torch::Tensor &values)
+  {
+    return communicate(values, communication.sum(values),
+                       [this](const torch::Tensor &g) { return communication.sum(g); });
+  }
+
+  torch::Tensor exchange(const torch::Tensor &own)
+  {
+    return communicate(own, communication.exchange(own),
+                       [this](const torch::Tensor &g) { return communication.collect(g); });
+  }
+
+  // Derivatives from the leaves of the last steps to those before the given one.
+  void backward(size_t first = 0)
+  {
+    while (steps.size() > first) {
+      steps.back()();
+      steps.pop_back();
+    }
+  }
+
+  size_t size() const { return steps.size(); }
+
+  static void accumulate(const torch::Tensor &leaf, const torch::Tensor &gradient)
+  {
+    auto &grad = leaf.mutable_grad();
+    grad = grad.defined() ? grad + gradient : gradient;
+  }
+
+ private:
+  torch::Tensor communicate(const torch::Tensor &from, torch::Tensor to,
+                            std::function<torch::Tensor(const torch::Tensor &)> transposed)
+  {
+    // the same on all processes: without derivatives on one of them, it has none on any
+    to.requires_grad_(torch::GradMode::is_enabled());
+    if (torch::GradMode::is_enabled())
+      steps.push_back([from, to, transposed] {
+        const auto gradient = transposed(to.grad().defined() ? to.grad() : torch::zeros_like(to));
+        if (from.requires_grad()) accumulate(from, gradient);
+      });
+    return to;
+  }
+
+  static torch::IValue replace(const torch::IValue &value, torch::autograd::variable_list &values,
+                               torch::autograd::variable_list &leaves)
+  {
+    if (value.isTensor()) {
+      const auto tensor = value.toTensor();
+      if (!tensor.requires_grad() || tensor.is_leaf()) return value;
+      values.push_back(tensor);
+      leaves.push_back(tensor.detach().requires_grad_(true));
+      return leaves.back();
+    }
+    if (value.isTuple()) {
+      const auto tuple = value.toTuple();
+      std::vector<torch::IValue> elements;
+      for (const auto &element : tuple->elements())
+        elements.push_back(replace(element, values, leaves));
+      return c10::ivalue::Tuple::createNamed(std::move(elements), tuple->type());
+    }
+    if (value.isList() && !value.isIntList() && !value.isDoubleList()) {
+      auto list = value.toList().copy();
+      for (size_t i = 0; i < list.size(); i++) list.set(i, replace(list.get(i), values, leaves));
+      return list;
+    }
+    return value;
+  }
+
+  Communication &communication;
+  std::vector<std::function<void()>> steps;
+};
+
+#endif

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// An exported model, evaluated by several processes in stages (stages.py). Knows nothing of LAMMPS.
+
+#ifndef METATRAIN_LOREM_STAGED_MODEL_H
+#define METATRAIN_LOREM_STAGED_MODEL_H
+
+#include "exported_model.h"
+#include "parallel.h"
+
+// Part of a structure: its own atoms are the selected ones. Energies and derivatives are shares of
+// the process in the sum over all.
+class StagedModel {
+ public:
+  explicit StagedModel(ExportedModel &model) : model(model)
+  {
+    if (!model.module.hasattr("module"))
+      throw std::runtime_error("it has no stages");
+    stages = model.module.attr("module").toModule();
+    if (!stages.find_method("stage_support"))
+      throw std::runtime_error(
+          "it has no stages, between which processes could communicate. A model of this package "
+          "that was exported by an older version has them after another mtt export; models with "
+          "uncertainties (LLPR) and those of other packages have none");
+    const auto support = stages.run_method("stage_support").toTuple()->elements();
+    long_range = support[1].toBool();
+  }
+
+  Results evaluate(const Structure &structure, const Wanted &wanted,
+                   Communication &communication) const
+  {
+    const double length = metatomic_torch::unit_conversion_factor(
+        "angstrom", model.capabilities->length_unit());
+    const int64_t count = structure.types.size(), own = structure.selected;
+    const auto positions = model.numbers(structure.positions, {count, 3}).requires_grad_(true);
+    const auto strain = torch::eye(3, positions.options()).requires_grad_(wanted.strain);
+    const auto cell = model.numbers(&structure.cell[0][0], {3, 3});
+    Tape tape(communication);
+    // metatomic's system is not taken apart by the tape
+    const auto positioned = tape.cut(length * positions.matmul(strain)).toTensor();
+    const auto strained = tape.cut(length * cell.matmul(strain)).toTensor();
+    const auto system = model.system(structure, positioned, strained, length);
+
+    const auto begin = tape.run(method("stage_sums"), {system, own}).toTuple()->elements();
+    const auto extents = communication.largest(begin[1].toTensor());
+    auto part = tape.run(method("stage_local"),
+                         {system, own, tape.sum(begin[0].toTensor()), extents});
+    if (long_range) {
+      const auto results = tape.run(method("stage_charges"), {part}).toTuple()->elements();
+      const auto charges = results[0].toTensor();
+      const auto sizes = communication.largest(results[2].toTensor());
+      const auto on_mesh =
+          tape.run(method("stage_spread"), {part, charges, sizes}).toTuple()->elements();
+      const auto mesh = tape.sum(on_mesh[1].toTensor());
+      part = tape.run(method("stage_potentials"),
+                      {part, tape.exchange(charges), tape.sum(results[1].toTensor()), on_mesh[0],
+                       mesh, sizes});
+    }
+    torch::Dict<std::string, metatomic_torch::ModelOutput> requested;
+    requested.insert(model.energy_name, ExportedModel::output("", "atom"));
+    if (wanted.charges) requested.insert("charge", ExportedModel::output("", "atom"));
+    const auto outputs =
+        method("stage_outputs")({system, own, requested, part}).toGenericDict();
+
+    Results results;
+    const double unit = metatomic_torch::unit_conversion_factor(
+        model.capabilities->outputs().at(model.energy_name)->unit(), model.energy_unit);
+    const auto energies = unit * ExportedModel::block(outputs.at(model.energy_name))->values();
+    if (communication.counts() && energies.requires_grad()) energies.sum().backward();
+    tape.backward();
+    results.by_positions = ExportedModel::values(positions.grad(), 3 * count);
+    if (wanted.strain) results.by_strain = ExportedModel::values(strain.grad(), 9);
+    results.energy = energies.sum().item<double>();
+    if (wanted.energies) results.energies = ExportedModel::values(energies, own);
+    if (wanted.charges) results.charges = model.of_atoms(outputs.at("charge"), own);
+    return results;
+  }
+
+ private:
+  torch::jit::Method method(const std::string &name) const { return stages.get_method(name); }
+
+  ExportedModel &model;
+  torch::jit::Module stages;
+  bool long_range;
+};
+
+#endif
