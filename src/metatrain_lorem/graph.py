@@ -50,7 +50,7 @@ class Graph(NamedTuple):
 
 
 class Whole(NamedTuple):
-    """What a process that has some atoms of a structure knows of all of them, see :mod:`.stages`."""
+    """What a process that has some atoms of a structure knows of all (see :mod:`.stages`)."""
 
     mean: torch.Tensor  # [3] of the positions, Å
     extents: list[float]  # bottom (3) and top (3), see :func:`boundary_table`

@@ -7,7 +7,7 @@ them, *exchanges* (sends what its atoms have to the processes that have them as 
 and the chain of derivatives, is the engine's; see ``engines/lammps/parallel.h``.
 """
 
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Optional
 
 import metatensor.torch as mts
 import torch
@@ -21,29 +21,21 @@ from .electrostatics.slab import slab_moments
 from .graph import Graph, Whole
 from .heads.readout import Features
 from .indexing import occurrences
+from .staged_charges import ChargeStages, Part
 from .systems import Batch, concatenate, refuse_spin, total_charges
 
 
-class Part(NamedTuple):
-    """What a process knows of its atoms between two stages."""
-
-    graph: Graph
-    stages: List[torch.Tensor]  # scalar features after each stage, each [atoms, d]
-    spherical: torch.Tensor  # [atoms, (L + 1)**2, s]
-    field: Optional[torch.Tensor]  # of the long-range block, the same shape
-
-
-class Stages:
+class Stages(ChargeStages):
     """Base of the model: methods that the exported file has beside ``forward``."""
 
     def collected(
         self,
-        systems: List[System],
-        outputs: Dict[str, ModelOutput],
-        selected_atoms: Optional[Labels],
+        systems: list[System],
+        outputs: dict[str, ModelOutput],
+        selected_atoms: Optional[Labels],  # noqa: UP045
         graph: Graph,
-        predicted: List[Dict[str, List[torch.Tensor]]],
-    ) -> Dict[str, TensorMap]:
+        predicted: list[dict[str, list[torch.Tensor]]],
+    ) -> dict[str, TensorMap]:
         """
         :param systems: structures
         :param outputs: what to return, per atom or per system
@@ -68,7 +60,7 @@ class Stages:
         return results
 
     @torch.jit.export
-    def stage_support(self) -> Tuple[bool, bool]:
+    def stage_support(self) -> tuple[bool, bool]:
         """
         :return: whether there is charge equilibration, and a long-range block
         :raises ValueError: for models that can't be evaluated in stages
@@ -86,7 +78,7 @@ class Stages:
         return self.charge_equilibration is not None, self.long_range is not None
 
     @torch.jit.export
-    def stage_sums(self, system: System, own: int) -> Tuple[torch.Tensor, torch.Tensor]:
+    def stage_sums(self, system: System, own: int) -> tuple[torch.Tensor, torch.Tensor]:
         """
         :param system: own atoms, then neighbours of other processes
         :param own: number of own atoms
@@ -130,9 +122,9 @@ class Stages:
             pairs=given.pairs,
             total_charge=total,
         )
-        limits: List[float] = torch.cat([-extents[:3], extents[3:]]).tolist()
-        counts: List[float] = sums[4:].detach().tolist()
-        species: List[int] = []
+        limits: list[float] = torch.cat([-extents[:3], extents[3:]]).tolist()
+        counts: list[float] = sums[4:].detach().tolist()
+        species: list[int] = []
         for s, count in enumerate(counts):
             if count > 0.0:
                 species.append(s)
@@ -141,10 +133,10 @@ class Stages:
         if graph.boundaries.dimensions[0] < 2:
             raise ValueError("isolated structures run on one process")
         stages, spherical = self.short_range(graph, self.conditioning(graph))
-        return Part(graph=graph, stages=stages, spherical=spherical, field=None)
+        return Part(graph=graph, stages=stages, spherical=spherical, field=None, charges=None)
 
     @torch.jit.export
-    def stage_charges(self, part: Part) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def stage_charges(self, part: Part) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
         :param part: of the process
         :return: charges of the long-range block, to be exchanged ``[atoms, channels]``, their sums
@@ -162,7 +154,7 @@ class Stages:
     @torch.jit.export
     def stage_spread(
         self, part: Part, charges: torch.Tensor, sizes: torch.Tensor
-    ) -> Tuple[Stencil, torch.Tensor]:
+    ) -> tuple[Stencil, torch.Tensor]:
         """
         :param part: of the process
         :param charges: of the own atoms ``[atoms, channels]``, e
@@ -212,12 +204,18 @@ class Stages:
         potentials = potentials + coulomb.mesh.potentials(mesh, sizes)
         coulomb.mesh.release()
         x, field = self.long_range.couple(part.stages[-1], part.spherical, [potentials])
-        return Part(graph=graph, stages=part.stages + [x], spherical=part.spherical, field=field)
+        return Part(
+            graph=graph,
+            stages=part.stages + [x],
+            spherical=part.spherical,
+            field=field,
+            charges=part.charges,
+        )
 
     @torch.jit.export
     def stage_outputs(
-        self, system: System, own: int, outputs: Dict[str, ModelOutput], part: Part
-    ) -> Dict[str, TensorMap]:
+        self, system: System, own: int, outputs: dict[str, ModelOutput], part: Part
+    ) -> dict[str, TensorMap]:
         """
         :param system: as in :meth:`stage_local`
         :param own: number of own atoms
@@ -227,11 +225,11 @@ class Stages:
         """
         requested, outputs = outputs, self.readout.resolve(outputs)
         features = Features(stages=part.stages, spherical=part.spherical, field=part.field)
-        values = self.readout(features, None, part.graph, list(outputs.keys()))
+        values = self.readout(features, part.charges, part.graph, list(outputs.keys()))
         numbers = torch.arange(own, device=system.positions.device)
         atoms = torch.stack([torch.zeros_like(numbers), numbers], dim=1)
         selected = Labels(["system", "atom"], atoms)
-        energies: Dict[str, torch.Tensor] = {}  # of a backbone
-        predicted = [values, self.readout.energies(energies, None, outputs)]
+        energies: dict[str, torch.Tensor] = {}  # of a backbone
+        predicted = [values, self.readout.energies(energies, part.charges, outputs)]
         results = self.collected([system], outputs, selected, part.graph, predicted)
         return self.readout.rename(results, requested)

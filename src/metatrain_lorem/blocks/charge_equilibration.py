@@ -149,11 +149,30 @@ class ChargeEquilibration(torch.nn.Module):
         :return: new scalar features ``[atoms, d]``; the charges and their energy
         :raises ValueError: for a structure whose charges do not converge
         """
+        charges = self.equilibrate(self.chi(x, graph), graph)
+        return self.respond(x, species_features, charges), charges
+
+    def chi(self, x: torch.Tensor, graph: Graph) -> torch.Tensor:
+        """
+        :param x: scalar features ``[atoms, d]``
+        :param graph: of the batch
+        :return: electronegativities ``[atoms]``, e/length
+        """
         chi = self.electronegativity(x).squeeze(1) + self.species_electronegativity[graph.species]
-        charges = self.equilibrate(chi / self.angstrom, graph)
+        return chi / self.angstrom
+
+    def respond(
+        self, x: torch.Tensor, species_features: torch.Tensor, charges: Charges
+    ) -> torch.Tensor:
+        """
+        :param x: scalar features ``[atoms, d]``
+        :param species_features: features of the atoms' species ``[atoms, num_species_features]``
+        :param charges: of the atoms
+        :return: new scalar features ``[atoms, d]``
+        """
         # not the total charge: of two distant fragments each must see its own charge only
         q = charges.charges.unsqueeze(1)
-        return self.update(x, torch.cat([q, species_features], dim=1)), charges
+        return self.update(x, torch.cat([q, species_features], dim=1))
 
     def equilibrate(self, chi: torch.Tensor, graph: Graph) -> Charges:
         """
@@ -163,24 +182,7 @@ class ChargeEquilibration(torch.nn.Module):
         :param graph: of the batch, with total charges
         :return: the charges and their energy
         """
-        hardness, variances = self.hardness(), self.widths() ** 2
-        pair_weights = torch.zeros_like(graph.distances)
-        if self.uses_pairs:
-            atoms = variances[graph.species]
-            pair_variances = atoms[graph.centers] + atoms[graph.neighbors]
-            pair_weights = short_range_weights(
-                graph.distances, pair_variances, self.settings.smearing
-            )
-        interactions = Interactions(
-            graph=graph,
-            hardness=hardness,
-            variances=variances,
-            pair_weights=pair_weights,
-            uses_pairs=self.uses_pairs,
-            one_width=self.one_width,
-            parameters=self.settings,
-            angstrom=self.angstrom,
-        )
+        interactions = self.interactions(graph, graph.species)
         acting, shift = chi, chi
         field = graph.field
         if field is not None:
@@ -194,11 +196,53 @@ class ChargeEquilibration(torch.nn.Module):
         energies = self.coulomb_constant * equilibrium.energies
         if field is not None:
             energies = energies + shift * equilibrium.charges
+        hardness = interactions.hardness[graph.species]
+        return self.charges(chi, energies, equilibrium, hardness)
+
+    def interactions(self, graph: Graph, species: torch.Tensor) -> Interactions:
+        """
+        :param graph: of the batch
+        :param species: of the atoms, and of neighbours of other processes ``[all atoms]``
+        :return: what the energy of the charges depends on besides these
+        """
+        hardness, variances = self.hardness(), self.widths() ** 2
+        pair_weights = torch.zeros_like(graph.distances)
+        if self.uses_pairs:
+            atoms = variances[species]
+            pair_variances = atoms[graph.centers] + atoms[graph.neighbors]
+            pair_weights = short_range_weights(
+                graph.distances, pair_variances, self.settings.smearing
+            )
+        return Interactions(
+            graph=graph,
+            hardness=hardness,
+            variances=variances,
+            pair_weights=pair_weights,
+            uses_pairs=self.uses_pairs,
+            one_width=self.one_width,
+            parameters=self.settings,
+            angstrom=self.angstrom,
+        )
+
+    def charges(
+        self,
+        chi: torch.Tensor,
+        energies: torch.Tensor,
+        equilibrium: Equilibrium,
+        hardness: torch.Tensor,
+    ) -> Charges:
+        """
+        :param chi: electronegativities ``[atoms]``, e/length
+        :param energies: ``[atoms]``, eV
+        :param equilibrium: the charges
+        :param hardness: of the atoms ``[atoms]``, 1/length
+        :return: the same in the units of the outputs
+        """
         return Charges(
             charges=equilibrium.charges,
             energies=energies,
             electronegativity=self.coulomb_constant * chi,
-            hardness=self.coulomb_constant * hardness[graph.species],
+            hardness=self.coulomb_constant * hardness,
             equilibrium=equilibrium,
         )
 

@@ -140,9 +140,7 @@ def equilibrate(
         residual = aq + torch.zeros_like(chi).index_add(0, where, chi[where])
 
     charges = exact_sums(charges, graph.total_charge, graph.system_index)
-    energies = 0.5 * charges * potentials
-    if variational:
-        energies = energies + (chi + 0.5 * hardness * charges) * charges
+    energies = charge_energies(charges, potentials, chi, hardness, variational)
     return Equilibrium(
         charges=charges,
         energies=energies,
@@ -153,6 +151,27 @@ def equilibrate(
         chi=chi,
         solver=solver,
     )
+
+
+def charge_energies(
+    charges: torch.Tensor,
+    potentials: torch.Tensor,
+    chi: torch.Tensor,
+    hardness: torch.Tensor,
+    variational: bool,
+) -> torch.Tensor:
+    """
+    :param charges: ``[atoms]``, e
+    :param potentials: C times the charges ``[atoms]``, e/length
+    :param chi: electronegativities ``[atoms]``, e/length
+    :param hardness: of the atoms ``[atoms]``, 1/length
+    :param variational: whether the energy is all that the charges minimise, or its Coulomb part
+    :return: ``[atoms]``, e²/length
+    """
+    energies = 0.5 * charges * potentials
+    if variational:
+        energies = energies + (chi + 0.5 * hardness * charges) * charges
+    return energies
 
 
 def response(energy: torch.Tensor, equilibrium: Equilibrium, first: list[int]) -> torch.Tensor:

@@ -10,12 +10,19 @@ from typing import NamedTuple
 
 import torch
 
-from ...indexing import recomputed
+from ...indexing import occurrences, recomputed
 from ..mesh import Stencil
 from ..slab import slab_bracket, slab_factors, slab_moments
 from .gaussians import Interactions, isolated_rows, pair_variances, self_weights
 from .preconditioner import Preconditioner, diagonal_preconditioner, kerker_preconditioner
-from .species_mesh import Crystal, SpeciesMesh, mesh_product, no_mesh, species_mesh
+from .species_mesh import (
+    Crystal,
+    SpeciesMesh,
+    mesh_potentials,
+    no_mesh,
+    on_mesh,
+    species_mesh,
+)
 
 
 class ChargeOperator(NamedTuple):
@@ -75,13 +82,40 @@ def product(operator: ChargeOperator, v: torch.Tensor) -> torch.Tensor:
     """
     if not operator.periodic:
         return operator.diagonal * v + isolated_product(operator, v)
-    result = operator.diagonal * v + mesh_product(operator.mesh, v)
+    return product_from(operator, v, on_mesh(operator.mesh, v), product_moments(operator, v))
+
+
+def product_moments(operator: ChargeOperator, v: torch.Tensor) -> torch.Tensor:
+    """
+    :param operator: A of a periodic structure or a slab
+    :param v: ``[atoms]``
+    :return: what a product with A takes of a whole slab ``[1, 3]``, nothing of other structures
+    """
+    if operator.slab_z.size(0) == 0:
+        return v[:0]
+    z, shift = operator.slab_z.unsqueeze(1), operator.slab_shift.unsqueeze(1)
+    return slab_moments(z, shift, v.unsqueeze(1)).sum(dim=0, keepdim=True)
+
+
+def product_from(
+    operator: ChargeOperator, v: torch.Tensor, values: torch.Tensor, moments: torch.Tensor
+) -> torch.Tensor:
+    """
+    :param operator: A of a periodic structure or a slab
+    :param v: of the atoms and of neighbours of other processes, if there are any ``[all atoms]``
+    :param values: the atoms of all processes on the mesh ``[points of all species]``
+    :param moments: of all processes, see :func:`product_moments`
+    :return: A v ``[atoms]``
+    """
+    own = v
+    if v.size(0) > operator.diagonal.size(0):
+        own = v[: operator.diagonal.size(0)]
+    result = operator.diagonal * own + mesh_potentials(operator.mesh, values)
     if operator.pairs.size(1) > 0:
         products = operator.pair_weights * v[operator.pairs[1]]
         result = result.index_add(0, operator.pairs[0], products)
     if operator.slab_z.size(0) > 0:
         z, shift = operator.slab_z.unsqueeze(1), operator.slab_shift.unsqueeze(1)
-        moments = slab_moments(z, shift, v.unsqueeze(1)).sum(dim=0, keepdim=True)
         result = result + operator.slab_factor * slab_bracket(z, shift, moments).squeeze(1)
     return result
 
@@ -130,7 +164,7 @@ def periodic_operator(interactions: Interactions, structure: int) -> ChargeOpera
     :param structure: number of a periodic structure or a slab
     :return: its matrix A
     """
-    graph, parameters = interactions.graph, interactions.parameters
+    graph = interactions.graph
     boundaries = graph.boundaries
     begin, end = boundaries.first[structure], boundaries.first[structure + 1]
     species, positions = graph.species[begin:end], graph.positions[begin:end]
@@ -146,18 +180,48 @@ def periodic_operator(interactions: Interactions, structure: int) -> ChargeOpera
             mine = torch.nonzero((pairs[0] >= begin) & (pairs[0] < end)).squeeze(1)
             pairs, pair_weights = pairs[:, mine] - begin, pair_weights[mine]
 
-    # species are numbered among those of the structure
     present = torch.tensor(graph.structure_species[structure], device=device)
-    places = torch.zeros(interactions.variances.size(0), dtype=torch.long, device=device)
-    places[present] = torch.arange(present.size(0), device=device)
-    local = places[species]
+    local = places_among(present, interactions)[species]
     crystal = Crystal(
         positions=positions,
+        present=present,
+        counts=occurrences(local, present.size(0)),
         species=local,
         cell=boundaries.cells[structure],
         volume=boundaries.volumes[structure],
         lengths=boundaries.lengths[structure],
     )
+    return crystal_operator(interactions, structure, crystal, pairs, pair_weights)
+
+
+def places_among(present: torch.Tensor, interactions: Interactions) -> torch.Tensor:
+    """
+    :param present: numbers of the species that occur in a structure
+    :param interactions: of the batch
+    :return: of each species that the model knows its place among these ``[species]``
+    """
+    places = torch.zeros(interactions.variances.size(0), dtype=torch.long, device=present.device)
+    places[present] = torch.arange(present.size(0), device=present.device)
+    return places
+
+
+def crystal_operator(
+    interactions: Interactions,
+    structure: int,
+    crystal: Crystal,
+    pairs: torch.Tensor,
+    pair_weights: torch.Tensor,
+) -> ChargeOperator:
+    """
+    :param interactions: of the batch
+    :param structure: number of a periodic structure or a slab
+    :param crystal: its atoms, or those that a process has, about the mean of all
+    :param pairs: their pairs ``[2, pairs]``
+    :param pair_weights: what these interact more than on the mesh ``[pairs]``, 1/length
+    :return: its matrix A, or the rows of these atoms
+    """
+    boundaries, parameters = interactions.graph.boundaries, interactions.parameters
+    positions, local, present = crystal.positions, crystal.species, crystal.present
     hardness, variances = interactions.hardness[present], interactions.variances[present]
     wide, excess = pair_variances(variances, parameters.smearing)
     mesh = species_mesh(crystal, wide, excess, parameters.mesh_spacing, parameters.spline_order)
@@ -171,9 +235,8 @@ def periodic_operator(interactions: Interactions, structure: int) -> ChargeOpera
     )
     slab_z, slab_shift = variances[:0], variances[:0]
     if boundaries.dimensions[structure] == 2:
-        z = (positions * boundaries.normals[structure]).sum(dim=1)
-        # only differences of z enter: a central origin avoids cancellation
-        slab_z = z - z.mean().detach()
+        # only differences of z enter: the central origin avoids cancellation
+        slab_z = (positions * boundaries.normals[structure]).sum(dim=1)
         slab_shift = variances[local] + boundaries.heights[structure] ** 2 / 12.0
     return ChargeOperator(
         periodic=True,
@@ -198,6 +261,8 @@ def detached_crystal(crystal: Crystal) -> Crystal:
     """
     return Crystal(
         positions=crystal.positions.detach(),
+        present=crystal.present,
+        counts=crystal.counts,
         species=crystal.species,
         cell=crystal.cell.detach(),
         volume=crystal.volume.detach(),

@@ -16,7 +16,15 @@ from typing import NamedTuple
 import torch
 
 from ..mesh import axis_product, mesh_shape, mesh_waves
-from .species_mesh import Crystal, SpeciesMesh, from_mesh, no_mesh, on_mesh, species_stencil
+from .species_mesh import (
+    Crystal,
+    SpeciesMesh,
+    from_mesh,
+    no_mesh,
+    on_mesh,
+    species_stencil,
+    transformed,
+)
 
 
 class CoarseMesh(NamedTuple):
@@ -80,7 +88,7 @@ def kerker_preconditioner(
         gaussian = torch.exp(-0.5 * variances[s] * k_squared)
         long_range = (multiplicity * g * gaussian * gaussian).sum()
         rest = torch.maximum(diagonal[s] - long_range, coarse.least_rest * hardness[s])
-        strength = strength + (crystal.species == s).sum() / rest * gaussian * gaussian
+        strength = strength + crystal.counts[s] / rest * gaussian * gaussian
         gaussians.append(gaussian)
         d.append(rest)
     splines = axis_product(
@@ -111,8 +119,29 @@ def precondition(preconditioner: Preconditioner, v: torch.Tensor, kerker: bool) 
     """
     if not (preconditioner.kerker and kerker):
         return preconditioner.jacobi * v
+    return precondition_from(preconditioner, v, precondition_on_mesh(preconditioner, v))
+
+
+def precondition_on_mesh(preconditioner: Preconditioner, v: torch.Tensor) -> torch.Tensor:
+    """
+    :param preconditioner: B of a periodic structure
+    :param v: ``[atoms]``
+    :return: what a product with B takes of the whole structure ``[points of all species]``
+    """
+    return on_mesh(preconditioner.mesh, preconditioner.inverse_diagonal * v)
+
+
+def precondition_from(
+    preconditioner: Preconditioner, v: torch.Tensor, values: torch.Tensor
+) -> torch.Tensor:
+    """
+    :param preconditioner: B of a periodic structure
+    :param v: ``[atoms]``
+    :param values: of :func:`precondition_on_mesh`
+    :return: B v ``[atoms]``
+    """
     mesh = preconditioner.mesh
-    v = preconditioner.inverse_diagonal * v
     factors = mesh.filters[0].unsqueeze(-1)
-    waves = (factors * on_mesh(mesh, v)).sum(dim=0, keepdim=True)
-    return v - preconditioner.inverse_diagonal * from_mesh(mesh, factors * waves)
+    waves = (factors * transformed(mesh, values)).sum(dim=0, keepdim=True)
+    inverse = preconditioner.inverse_diagonal
+    return inverse * v - inverse * from_mesh(mesh, factors * waves)

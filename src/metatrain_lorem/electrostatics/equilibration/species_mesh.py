@@ -20,6 +20,8 @@ class Crystal(NamedTuple):
     """Atoms of one periodic structure or slab."""
 
     positions: torch.Tensor  # [atoms, 3] Å
+    present: torch.Tensor  # [species] numbers in the model of the species that occur
+    counts: torch.Tensor  # [species] atoms of each, also where a process has some of them only
     species: torch.Tensor  # [atoms] numbers among the species of the structure
     cell: torch.Tensor  # [3, 3] of the sum, vectors in rows, Å
     volume: torch.Tensor  # Å³
@@ -98,13 +100,21 @@ def on_mesh(mesh: SpeciesMesh, v: torch.Tensor) -> torch.Tensor:
     """
     :param mesh: the meshes of all species
     :param v: charges ``[atoms]``, e
+    :return: on the meshes ``[points of all species]``
+    """
+    num_points = mesh.filters.size(1) * mesh.shape[0] * mesh.shape[1] * mesh.shape[2]
+    return spread(mesh.atoms, v.unsqueeze(1), num_points).flatten()
+
+
+def transformed(mesh: SpeciesMesh, values: torch.Tensor) -> torch.Tensor:
+    """
+    :param mesh: the meshes of all species
+    :param values: charges on them ``[points of all species]``
     :return: their Fourier transforms as real and imaginary parts
         ``[species, *half of the shape, 2]``
     """
-    shape = mesh.shape
-    num_points = mesh.filters.size(1) * shape[0] * shape[1] * shape[2]
-    values = spread(mesh.atoms, v.unsqueeze(1), num_points)
-    return torch.view_as_real(torch.fft.rfftn(values.view([-1] + shape), dim=[1, 2, 3]))
+    waves = torch.fft.rfftn(values.view([-1] + mesh.shape), dim=[1, 2, 3])
+    return torch.view_as_real(waves)
 
 
 def from_mesh(mesh: SpeciesMesh, waves: torch.Tensor) -> torch.Tensor:
@@ -119,13 +129,13 @@ def from_mesh(mesh: SpeciesMesh, waves: torch.Tensor) -> torch.Tensor:
     return gather(mesh.atoms, values.flatten().unsqueeze(1)).squeeze(1)
 
 
-def mesh_product(mesh: SpeciesMesh, v: torch.Tensor) -> torch.Tensor:
+def mesh_potentials(mesh: SpeciesMesh, values: torch.Tensor) -> torch.Tensor:
     """
     :param mesh: mesh of A
-    :param v: ``[atoms]``
+    :param values: charges v on it ``[points of all species]``
     :return: the part of C v that the mesh holds ``[atoms]``
     """
-    waves = on_mesh(mesh, v)
+    waves = transformed(mesh, values)
     potentials: list[torch.Tensor] = []
     for i in range(mesh.filters.size(0)):
         potential = mesh.filters[i, 0].unsqueeze(-1) * waves[0]

@@ -26,23 +26,18 @@ class CommunicatingPair : public Pair, public Communication {
 
   torch::Tensor exchange(const torch::Tensor &own) override
   {
-    auto all = torch::zeros({atom->nlocal + atom->nghost, own.size(1)}, torch::kFloat64);
-    if (!counts()) {
-      communicate(all, [this] { comm->forward_comm(this, columns); });
-      return own.detach().clone();
-    }
-    all.narrow(0, 0, atom->nlocal).copy_(own.detach());
+    auto all = of_all_atoms(own);
+    if (counts()) all.narrow(0, 0, atom->nlocal).copy_(own.detach());
     communicate(all, [this] { comm->forward_comm(this, columns); });
-    return all.to(own.options());
+    return counts() ? all.to(own.options()) : own.detach().clone();
   }
 
   torch::Tensor collect(const torch::Tensor &all) override
   {
-    auto rows = torch::zeros({atom->nlocal + atom->nghost, all.size(1)}, torch::kFloat64);
-    if (counts()) rows.copy_(all.detach());
-    communicate(rows, [this] { comm->reverse_comm(this, columns); });
-    if (!counts()) return torch::zeros_like(all);
-    return rows.narrow(0, 0, atom->nlocal).to(all.options());
+    auto own = of_all_atoms(all);
+    if (counts()) own.copy_(all.detach());
+    communicate(own, [this] { comm->reverse_comm(this, columns); });
+    return counts() ? own.narrow(0, 0, atom->nlocal).to(all.options()) : torch::zeros_like(all);
   }
 
   torch::Tensor sum(const torch::Tensor &values) override
@@ -85,8 +80,17 @@ class CommunicatingPair : public Pair, public Communication {
   static constexpr int most_columns = 32;
 
  private:
-  template <class Function> void communicate(torch::Tensor &values, Function function)
+  // Zeros, for own atoms and neighbors.
+  torch::Tensor of_all_atoms(const torch::Tensor &like) const
   {
+    auto shape = like.sizes().vec();
+    shape[0] = atom->nlocal + atom->nghost;
+    return torch::zeros(shape, torch::kFloat64);
+  }
+
+  template <class Function> void communicate(const torch::Tensor &rows_of_atoms, Function function)
+  {
+    auto values = rows_of_atoms.dim() == 1 ? rows_of_atoms.unsqueeze(1) : rows_of_atoms;
     for (int64_t first = 0; first < values.size(1); first += most_columns) {
       columns = std::min<int64_t>(most_columns, values.size(1) - first);
       auto some = values.narrow(1, first, columns).contiguous();
@@ -106,6 +110,9 @@ class CommunicatingPair : public Pair, public Communication {
                     static_cast<char *>(result.data_ptr()) + first * result.element_size(),
                     static_cast<int>(std::min(most, result.numel() - first)),
                     single ? MPI_FLOAT : MPI_DOUBLE, operation, world);
+    // of one number, which decisions may follow from, all processes must have the same rounding
+    if (result.numel() == 1)
+      MPI_Bcast(result.data_ptr(), 1, single ? MPI_FLOAT : MPI_DOUBLE, 0, world);
     return result.to(values.device());
   }
 

@@ -17,7 +17,7 @@
 class Communication {
  public:
   virtual bool counts() const = 0;    // false for a process without atoms
-  // from the rows of own atoms to those of own atoms and neighbors, and its transpose
+  // from numbers or rows of own atoms to those of own atoms and neighbors, and its transpose
   virtual torch::Tensor exchange(const torch::Tensor &own) = 0;
   virtual torch::Tensor collect(const torch::Tensor &all) = 0;
   // over all processes
@@ -84,6 +84,7 @@ class Tape {
 
   static void accumulate(const torch::Tensor &leaf, const torch::Tensor &gradient)
   {
+    TORCH_INTERNAL_ASSERT(leaf.is_leaf());
     auto &grad = leaf.mutable_grad();
     grad = grad.defined() ? grad + gradient : gradient;
   }

@@ -5,6 +5,7 @@
 #ifndef METATRAIN_LOREM_STAGED_MODEL_H
 #define METATRAIN_LOREM_STAGED_MODEL_H
 
+#include "conjugate_gradients.h"
 #include "exported_model.h"
 #include "parallel.h"
 
@@ -23,6 +24,7 @@ class StagedModel {
           "that was exported by an older version has them after another mtt export; models with "
           "uncertainties (LLPR) and those of other packages have none");
     const auto support = stages.run_method("stage_support").toTuple()->elements();
+    equilibration = support[0].toBool();
     long_range = support[1].toBool();
   }
 
@@ -43,8 +45,22 @@ class StagedModel {
 
     const auto begin = tape.run(method("stage_sums"), {system, own}).toTuple()->elements();
     const auto extents = communication.largest(begin[1].toTensor());
-    auto part = tape.run(method("stage_local"),
-                         {system, own, tape.sum(begin[0].toTensor()), extents});
+    const auto sums = tape.sum(begin[0].toTensor());
+    auto part = tape.run(method("stage_local"), {system, own, sums, extents});
+    std::optional<ChargeSolver> solver;
+    torch::Tensor chi, q;
+    size_t before = 0;
+    if (equilibration) {
+      const auto results =
+          tape.run(method("stage_operator"), {system, part, sums}).toTuple()->elements();
+      chi = results[1].toTensor();
+      solver.emplace(stages, results[0], part, sums[0].item<double>(), communication);
+      before = tape.size();
+      q = solver->charges(chi.detach()).requires_grad_(true);
+      const auto products = solver->product(tape, q);
+      part = tape.run(method("stage_equilibrated"),
+                      {part, chi, q, products, solver->own_total(q)});
+    }
     if (long_range) {
       const auto results = tape.run(method("stage_charges"), {part}).toTuple()->elements();
       const auto charges = results[0].toTensor();
@@ -67,6 +83,16 @@ class StagedModel {
         model.capabilities->outputs().at(model.energy_name)->unit(), model.energy_unit);
     const auto energies = unit * ExportedModel::block(outputs.at(model.energy_name))->values();
     if (communication.counts() && energies.requires_grad()) energies.sum().backward();
+    if (solver) {
+      // the charges respond: with lambda = -1/A dE/dq on zero sum and the residual r = A q + chi of
+      // the charges, the energy lacks the derivative of lambda r at these charges
+      tape.backward(before);
+      const auto gradient = q.grad().defined() ? q.grad() : torch::zeros_like(q);
+      const auto lambda = solver->response(gradient);
+      Tape::accumulate(solver->product(tape, q.detach()), lambda);
+      if (chi.requires_grad()) Tape::accumulate(chi, lambda);
+      tape.backward(before);
+    }
     tape.backward();
     results.by_positions = ExportedModel::values(positions.grad(), 3 * count);
     if (wanted.strain) results.by_strain = ExportedModel::values(strain.grad(), 9);
@@ -81,7 +107,7 @@ class StagedModel {
 
   ExportedModel &model;
   torch::jit::Module stages;
-  bool long_range;
+  bool equilibration, long_range;
 };
 
 #endif
