@@ -23,7 +23,7 @@ def plugin(request) -> Path:
     except ValueError as error:
         pytest.skip(str(error))
     state = [sys.prefix, *(wheel.version for wheel in wheels)]
-    sources = (build.SOURCE, build.SOURCE.with_name("exported_model.h"), Path(build.__file__))
+    sources = sorted(build.SOURCE.parent.glob("*.[ch]*")) + [Path(build.__file__)]
     state += [path.read_text() for path in sources]
     key = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
     folder = request.config.cache.mkdir(f"lammps-plugin-{key}")

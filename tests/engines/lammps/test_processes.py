@@ -1,4 +1,4 @@
-"""One MPI process and two."""
+"""One MPI process and two, of models of finite range; others are in ``test_ranks.py``."""
 
 import ase
 import ase.build
@@ -50,14 +50,6 @@ def test_two_as_one(lammps, tmp_path, name):
     for frame, frame_of_two in zip(frames, frames_two, strict=True):
         np.testing.assert_allclose(frame_of_two.positions, frame.positions, rtol=0, atol=1e-10)
     np.testing.assert_allclose(np.array(columns_two), np.array(columns), rtol=0, atol=1e-9)
-
-
-def test_infinite_range_is_refused(lammps, tmp_path):
-    """A long-range model on two processes."""
-    script = lammps.header(tmp_path, liquid(), lammps.model_file("long-range")) + "run 0"
-    output = lammps.failure(tmp_path, script, processes=2)
-    assert "interaction range of the model" in output
-    assert "is infinite" in output
 
 
 def test_newton_off_is_refused(lammps, tmp_path):
