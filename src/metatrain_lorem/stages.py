@@ -22,7 +22,13 @@ from .graph import Graph, Whole
 from .heads.readout import Features
 from .indexing import occurrences
 from .staged_charges import ChargeStages, Part
-from .systems import Batch, concatenate, refuse_spin, total_charges
+from .systems import (
+    Batch,
+    concatenate,
+    refuse_spin,
+    total_charges,
+    warn_of_built_in_charge,
+)
 
 
 class Stages(ChargeStages):
@@ -65,6 +71,7 @@ class Stages(ChargeStages):
         :return: whether there is charge equilibration, and a long-range block
         :raises ValueError: for models that can't be evaluated in stages
         """
+        warn_of_built_in_charge(self.built_in_charge)
         if len(self.short_range.message_passing) > 0:
             raise ValueError(
                 "features of atoms on other processes are needed: models with message passing and "

@@ -1,6 +1,7 @@
 """Long-range models on several MPI processes: the numbers of one, and errors that end all."""
 
 import time
+from typing import Optional
 
 import ase
 import numpy as np
@@ -9,13 +10,12 @@ import torch
 from helpers import models
 from helpers.lammps import record
 from helpers.once import common_folder, locked
-from metatomic.torch import ModelOutput, System, systems_to_torch
+from metatensor.torch import Labels, TensorMap
+from metatomic.torch import AtomisticModel, ModelOutput, System, systems_to_torch
 from metatrain.utils.neighbor_lists import (
     get_requested_neighbor_lists,
     get_system_with_neighbor_lists,
 )
-
-from metatrain_lorem.stages import Stages
 
 EV_PER_A3 = 1.6021765e6
 """In bar, LAMMPS's own number in units metal."""
@@ -80,6 +80,22 @@ def new_model(name: str):
     return model.to(torch.float32) if name == "single precision" else model
 
 
+class Wrapper(torch.nn.Module):
+    """A model whose stages the file does not have, as with LLPR."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        systems: list[System],
+        outputs: dict[str, ModelOutput],
+        selected_atoms: Optional[Labels],  # noqa: UP045
+    ) -> dict[str, TensorMap]:
+        return self.model(systems, outputs, selected_atoms)
+
+
 @pytest.fixture(scope="session")
 def rank_model(tmp_path_factory):
     """Exported models by name."""
@@ -89,10 +105,12 @@ def rank_model(tmp_path_factory):
         path = folder / f"{name.replace(' ', '-')}.pt"
         with locked(folder):
             if not path.exists():
-                with pytest.MonkeyPatch.context() as patch:
-                    if name == "without stages":
-                        patch.delattr(Stages, "stage_support")
-                    new_model(name).export().save(path)
+                exported = new_model(name).export()
+                if name == "without stages":
+                    wrapped = Wrapper(exported.module).eval()
+                    capabilities = exported.capabilities()
+                    exported = AtomisticModel(wrapped, exported.metadata(), capabilities)
+                exported.save(path)
         return path
 
     return rank_model

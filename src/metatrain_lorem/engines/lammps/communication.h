@@ -20,12 +20,18 @@ namespace LAMMPS_NS {
 
 class CommunicatingPair : public Pair, public Communication {
  public:
-  explicit CommunicatingPair(LAMMPS *lmp) : Pair(lmp) {}
+  explicit CommunicatingPair(LAMMPS *lmp) : Pair(lmp)
+  {
+    // before pair_style hybrid/overlay, which asks for it once, has its own size of buffers
+    if (comm->nprocs > 1) comm_forward = comm_reverse = most_columns;
+  }
+
 
   bool counts() const override { return atom->nlocal > 0; }
 
   torch::Tensor exchange(const torch::Tensor &own) override
   {
+    const Clock clock("exchange");
     auto all = of_all_atoms(own);
     if (counts()) all.narrow(0, 0, atom->nlocal).copy_(own.detach());
     communicate(all, [this] { comm->forward_comm(this, columns); });
@@ -34,6 +40,7 @@ class CommunicatingPair : public Pair, public Communication {
 
   torch::Tensor collect(const torch::Tensor &all) override
   {
+    const Clock clock("exchange back");
     auto own = of_all_atoms(all);
     if (counts()) own.copy_(all.detach());
     communicate(own, [this] { comm->reverse_comm(this, columns); });
@@ -102,6 +109,7 @@ class CommunicatingPair : public Pair, public Communication {
 
   torch::Tensor reduced(const torch::Tensor &values, MPI_Op operation) const
   {
+    const Clock clock(values.numel() < 10000 ? "small sums" : "sums of meshes");
     auto result = values.detach().to(torch::kCPU, false, true).contiguous();
     const bool single = result.scalar_type() == torch::kFloat32;
     const int64_t most = 1 << 28;    // MPI counts by int

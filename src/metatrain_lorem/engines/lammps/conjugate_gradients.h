@@ -95,6 +95,7 @@ class ChargeSolver {
   torch::Tensor solve(torch::Tensor b, double total, const std::string &what) const
   {
     torch::NoGradGuard no_gradients;
+    const Clock clock("conjugate gradients");
     b = without_mean(b);
     const auto ones = torch::ones_like(b);
     auto q = ones * (total / atoms);

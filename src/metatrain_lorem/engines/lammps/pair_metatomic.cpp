@@ -90,6 +90,7 @@ PairMetatomic::PairMetatomic(LAMMPS *lmp) : CommunicatingPair(lmp)
 
 PairMetatomic::~PairMetatomic()
 {
+  Clock::report(comm->me);
   if (!allocated) return;
   memory->destroy(setflag);
   memory->destroy(cutsq);
@@ -302,6 +303,7 @@ void PairMetatomic::init_style()
                           "model does not feel the field. Its own is pair_style metatomic … "
                           "electric_field Ex Ey Ez");
   check_field();
+  Clock::report(comm->me);
   warned = false;
   int flags = NeighConst::REQ_FULL;
   ghostneigh = 0;
@@ -338,7 +340,6 @@ void PairMetatomic::init_stages()
     error->all(FLERR, "pair_style metatomic: the interaction range of the model {} is infinite, and "
                       "its atoms can't be divided among {} MPI processes: {}. Run it on one, with "
                       "threads (OMP_NUM_THREADS) or on a GPU", path, comm->nprocs, failure);
-  comm_forward = comm_reverse = most_columns;
 }
 
 double PairMetatomic::init_one(int i, int j)

@@ -8,6 +8,8 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/script.h>
 
+#include "clock.h"
+
 #include <functional>
 #include <string>
 #include <vector>
@@ -39,15 +41,18 @@ class Tape {
   // Evaluate a stage.
   torch::IValue run(const torch::jit::Method &method, std::vector<torch::IValue> inputs)
   {
-    return cut(method(std::move(inputs)));
+    const auto name = method.name();
+    const Clock clock(name);
+    return cut(method(std::move(inputs)), name);
   }
 
   // Replace all tensors with derivatives, in tuples and lists too, by leaves.
-  torch::IValue cut(const torch::IValue &results)
+  torch::IValue cut(const torch::IValue &results, const std::string &name = "system")
   {
     torch::autograd::variable_list values, leaves;
     const auto replaced = replace(results, values, leaves);
-    steps.push_back([values, leaves] {
+    steps.push_back([values, leaves, name] {
+      const Clock clock(name + " back");
       torch::autograd::variable_list reached, gradients;
       for (size_t i = 0; i < leaves.size(); i++) {
         if (!leaves[i].grad().defined()) continue;

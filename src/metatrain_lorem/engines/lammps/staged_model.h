@@ -75,6 +75,7 @@ class StagedModel {
     torch::Dict<std::string, metatomic_torch::ModelOutput> requested;
     requested.insert(model.energy_name, ExportedModel::output("", "atom"));
     if (wanted.charges) requested.insert("charge", ExportedModel::output("", "atom"));
+    std::optional<Clock> clock("stage_outputs");
     const auto outputs =
         method("stage_outputs")({system, own, requested, part}).toGenericDict();
 
@@ -83,6 +84,7 @@ class StagedModel {
         model.capabilities->outputs().at(model.energy_name)->unit(), model.energy_unit);
     const auto energies = unit * ExportedModel::block(outputs.at(model.energy_name))->values();
     if (communication.counts() && energies.requires_grad()) energies.sum().backward();
+    clock.reset();
     if (solver) {
       // the charges respond: with lambda = -1/A dE/dq on zero sum and the residual r = A q + chi of
       // the charges, the energy lacks the derivative of lambda r at these charges
