@@ -1,7 +1,7 @@
 """Long-range models on several MPI processes: the numbers of one, and errors that end all."""
 
 import time
-from typing import Optional
+from typing import Dict, List, Optional  # noqa: UP035
 
 import ase
 import numpy as np
@@ -89,10 +89,10 @@ class Wrapper(torch.nn.Module):
 
     def forward(
         self,
-        systems: list[System],
-        outputs: dict[str, ModelOutput],
-        selected_atoms: Optional[Labels],  # noqa: UP045
-    ) -> dict[str, TensorMap]:
+        systems: List[System],  # noqa: UP006
+        outputs: Dict[str, ModelOutput],  # noqa: UP006
+        selected_atoms: Optional[Labels] = None,  # noqa: UP045
+    ) -> Dict[str, TensorMap]:  # noqa: UP006
         return self.model(systems, outputs, selected_atoms)
 
 
@@ -317,6 +317,9 @@ run 2
 def test_refused(lammps, rank_model, tmp_path, name, kind, before, message):
     """What one process can do only."""
     frame = liquid()
-    frame.pbc = kind != "isolated"
+    if kind == "isolated":
+        frame.pbc = False
+        frame.positions += 2.0
+        frame.cell += np.diag([4.0, 4.0, 4.0])
     script = lammps.header(tmp_path, frame, rank_model(name), before=before) + "run 0"
     assert message in lammps.failure(tmp_path, script, processes=2)
