@@ -16,7 +16,15 @@ from metatomic.torch import ModelOutput, System
 
 from .electrostatics.boundaries import boundary_table
 from .electrostatics.coulomb_sum import slab_heights
-from .electrostatics.mesh import Stencil, mesh_shape, normalized, spread, stencil
+from .electrostatics.mesh import (
+    Stencil,
+    mesh_shape,
+    normalized,
+    packed,
+    spread,
+    stencil,
+    unpacked,
+)
 from .electrostatics.slab import slab_moments
 from .graph import Graph, Whole
 from .heads.readout import Features
@@ -166,16 +174,40 @@ class Stages(ChargeStages):
         :param part: of the process
         :param charges: of the own atoms ``[atoms, channels]``, e
         :param sizes: largest absolute values in the whole structure ``[channels]``, e
-        :return: where the atoms are on the mesh; their charges there, to be summed over the
-            processes ``[points, channels]``
+        :return: where the atoms are on the mesh; their charges there, two channels in a row, to be
+            summed over the processes, of which each then has some rows ``[rows, *shape, 2]``
         """
         assert self.long_range is not None
-        boundaries, settings = part.graph.boundaries, self.long_range.coulomb.settings
-        shape = mesh_shape(boundaries.lengths[0], settings.mesh_spacing)
-        inverse = torch.linalg.inv_ex(boundaries.cells[0])[0]
-        atoms = stencil(part.graph.positions, inverse, shape, settings.spline_order)
-        num_points = shape[0] * shape[1] * shape[2]
-        return atoms, spread(atoms, normalized(charges, sizes), num_points)
+        shape = self.mesh_shape(part)
+        inverse = torch.linalg.inv_ex(part.graph.boundaries.cells[0])[0]
+        order = self.long_range.coulomb.settings.spline_order
+        atoms = stencil(part.graph.positions, inverse, shape, order)
+        mesh = spread(atoms, normalized(charges, sizes), shape[0] * shape[1] * shape[2])
+        rows = packed(mesh.view(shape + [-1]).permute(3, 0, 1, 2))
+        return atoms, torch.view_as_real(rows)
+
+    @torch.jit.export
+    def stage_filter(self, part: Part, rows: torch.Tensor) -> torch.Tensor:
+        """
+        :param part: of the process
+        :param rows: charges on the mesh that the process has ``[rows, *shape, 2]``
+        :return: their potentials, to be sent to all processes ``[rows, *shape, 2]``
+        """
+        assert self.long_range is not None
+        mesh = self.long_range.coulomb.mesh
+        mesh.set_cell(part.graph.boundaries.cells[0], self.mesh_shape(part))
+        potentials = mesh.filter.filtered(torch.view_as_complex(rows))
+        mesh.release()
+        return torch.view_as_real(potentials)
+
+    def mesh_shape(self, part: Part) -> list[int]:
+        """
+        :param part: of a process
+        :return: mesh points along the cell vectors
+        """
+        assert self.long_range is not None
+        spacing = self.long_range.coulomb.settings.mesh_spacing
+        return mesh_shape(part.graph.boundaries.lengths[0], spacing)
 
     @torch.jit.export
     def stage_potentials(
@@ -184,7 +216,7 @@ class Stages(ChargeStages):
         charges: torch.Tensor,
         totals: torch.Tensor,
         atoms: Stencil,
-        mesh: torch.Tensor,
+        rows: torch.Tensor,
         sizes: torch.Tensor,
     ) -> Part:
         """
@@ -192,7 +224,7 @@ class Stages(ChargeStages):
         :param charges: of own atoms and neighbours ``[all atoms, channels]``, e
         :param totals: sums over the processes, see :meth:`stage_charges`
         :param atoms: where they are on the mesh
-        :param mesh: sum over the processes ``[points, channels]``
+        :param rows: potentials on the mesh, of all processes ``[rows, *shape, 2]``
         :param sizes: see :meth:`stage_spread`
         :return: the part with the features that know the potentials
         """
@@ -204,10 +236,8 @@ class Stages(ChargeStages):
         if 2 in boundaries.dimensions:
             z, shift = slab_heights(graph)
             potentials = potentials + coulomb.slabs(z, shift, totals, graph)
-        shape = mesh_shape(boundaries.lengths[0], coulomb.settings.mesh_spacing)
-        coulomb.mesh.set_cell(boundaries.cells[0], shape)
         coulomb.mesh.interpolator.stencil = atoms
-        mesh = mesh.view(shape + [-1]).permute(3, 0, 1, 2)
+        mesh = unpacked(torch.view_as_complex(rows))
         potentials = potentials + coulomb.mesh.potentials(mesh, sizes)
         coulomb.mesh.release()
         x, field = self.long_range.couple(part.stages[-1], part.spherical, [potentials])

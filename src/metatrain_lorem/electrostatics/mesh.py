@@ -226,6 +226,26 @@ class SplineInterpolator(MeshInterpolator):
         self.stencil = Stencil(index=self.stencil.index[:0], weights=self.cell[:0].detach())
 
 
+def packed(mesh_values: torch.Tensor) -> torch.Tensor:
+    """Two channels as the real and imaginary part of one: the filter is real, so that they do not
+    mix, and the backward pass of complex transforms is cheaper.
+
+    :param mesh_values: an even number of channels, fastest in memory ``[channels, *shape]``
+    :return: complex ``[channels / 2, *shape]``
+    """
+    waves = mesh_values.permute(1, 2, 3, 0).unflatten(-1, [-1, 2])
+    return torch.view_as_complex(waves).permute(3, 0, 1, 2).contiguous()
+
+
+def unpacked(pairs: torch.Tensor) -> torch.Tensor:
+    """
+    :param pairs: complex ``[channels / 2, *shape]``
+    :return: ``[channels, *shape]``, channels fastest in memory
+    """
+    values = torch.view_as_real(pairs.permute(1, 2, 3, 0).contiguous())
+    return values.flatten(3).permute(3, 0, 1, 2)
+
+
 class PhaseFilter(P3MKSpaceFilter):
     """Potential of mesh charges: influence function by the phases along the cell vectors.
 
@@ -258,16 +278,17 @@ class PhaseFilter(P3MKSpaceFilter):
         :param mesh_values: charges on the mesh ``[channels, *shape]``, an even number of channels
         :return: their potentials ``[channels, *shape]``, channels fastest in memory
         """
-        # two channels are the real and imaginary part of one complex transform: the filter is real,
-        # so that they do not mix, and the backward pass of complex transforms is cheaper
-        waves = mesh_values.permute(1, 2, 3, 0).unflatten(-1, [-1, 2])
-        waves = torch.view_as_complex(waves).permute(3, 0, 1, 2)
-        waves = torch.fft.fftn(waves.contiguous(), dim=[1, 2, 3])
+        return unpacked(self.filtered(packed(mesh_values)))
+
+    def filtered(self, pairs: torch.Tensor) -> torch.Tensor:
+        """
+        :param pairs: charges on the mesh, see :func:`packed`
+        :return: their potentials, of the same shape
+        """
+        waves = torch.fft.fftn(pairs, dim=[1, 2, 3])
         # TorchScript cannot differentiate a product of complex and real numbers
         waves = torch.view_as_complex(torch.view_as_real(waves).mul_(self._kfilter.unsqueeze(-1)))
-        waves = torch.fft.ifftn(waves, dim=[1, 2, 3], norm="forward")
-        values = torch.view_as_real(waves.permute(1, 2, 3, 0).contiguous())
-        return values.flatten(3).permute(3, 0, 1, 2)
+        return torch.fft.ifftn(waves, dim=[1, 2, 3], norm="forward")
 
     def release(self) -> None:
         """Forget the structure."""
@@ -308,7 +329,7 @@ class MeshSum(torch.nn.Module):
         self.interpolator.compute_weights(positions)
         sizes = charges.detach().abs().amax(dim=0)
         mesh = self.interpolator.points_to_mesh(normalized(charges, sizes))
-        potentials = self.potentials(mesh, sizes)
+        potentials = self.potentials(self.filter(mesh), sizes)
         self.release()
         return potentials
 
@@ -323,11 +344,11 @@ class MeshSum(torch.nn.Module):
 
     def potentials(self, mesh: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
         """
-        :param mesh: :func:`normalized` charges on the mesh ``[channels, *shape]``
-        :param sizes: that they were normalised by ``[channels]``
+        :param mesh: potentials on the mesh of :func:`normalized` charges ``[channels, *shape]``
+        :param sizes: that these were normalised by ``[channels]``
         :return: potentials of the atoms ``[atoms, channels]``
         """
-        potentials = self.interpolator.mesh_to_points(self.filter(mesh))
+        potentials = self.interpolator.mesh_to_points(mesh)
         return potentials[:, : len(sizes)] * scales(sizes)
 
     def release(self) -> None:

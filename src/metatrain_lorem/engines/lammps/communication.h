@@ -58,6 +58,29 @@ class CommunicatingPair : public Pair, public Communication {
     return reduced(counts() ? values : torch::full_like(values, least), MPI_MAX);
   }
 
+  torch::Tensor scatter(const torch::Tensor &values) override
+  {
+    const Clock clock("scatter of meshes");
+    const auto counted = counts() ? values : torch::zeros_like(values);
+    const auto all = counted.detach().to(torch::kCPU).contiguous();
+    const Shares shares(all, values.size(0), comm->nprocs);
+    auto some = shares.rows(all, comm->me);
+    MPI_Reduce_scatter(all.data_ptr(), some.data_ptr(), shares.counts.data(), type(all), MPI_SUM,
+                       world);
+    return some.to(values.device());
+  }
+
+  torch::Tensor gather(const torch::Tensor &values, int64_t rows) override
+  {
+    const Clock clock("gather of meshes");
+    const auto some = values.detach().to(torch::kCPU).contiguous();
+    const Shares shares(some, rows, comm->nprocs);
+    auto all = shares.rows(some, -1);
+    MPI_Allgatherv(some.data_ptr(), shares.counts[comm->me], type(some), all.data_ptr(),
+                   shares.counts.data(), shares.starts.data(), type(some), world);
+    return all.to(values.device());
+  }
+
   int pack_forward_comm(int n, int *atoms, double *buffer, int, int *) override
   {
     for (int i = 0; i < n; i++)
@@ -87,6 +110,32 @@ class CommunicatingPair : public Pair, public Communication {
   static constexpr int most_columns = 32;
 
  private:
+  // Rows of an array that are divided among processes.
+  struct Shares {
+    Shares(const torch::Tensor &like, int64_t rows, int processes) : total(rows), size(1)
+    {
+      for (int64_t d = 1; d < like.dim(); d++) size *= like.size(d);
+      if (rows * size > std::numeric_limits<int>::max())
+        throw std::runtime_error("a mesh of " + std::to_string(rows * size) +
+                                 " numbers is too large for MPI. Choose a lower accuracy");
+      for (int64_t p = 0; p < processes; p++) {
+        starts.push_back(rows * p / processes * size);
+        counts.push_back(rows * (p + 1) / processes * size - starts.back());
+      }
+    }
+
+    // Those of a process, or all.
+    torch::Tensor rows(const torch::Tensor &like, int process) const
+    {
+      auto shape = like.sizes().vec();
+      shape[0] = process < 0 ? total : counts[process] / size;
+      return torch::empty(shape, like.options());
+    }
+
+    int64_t total, size;
+    std::vector<int> counts, starts;
+  };
+
   // Zeros, for own atoms and neighbors.
   torch::Tensor of_all_atoms(const torch::Tensor &like) const
   {
@@ -107,20 +156,24 @@ class CommunicatingPair : public Pair, public Communication {
     }
   }
 
+  static MPI_Datatype type(const torch::Tensor &values)
+  {
+    return values.scalar_type() == torch::kFloat32 ? MPI_FLOAT : MPI_DOUBLE;
+  }
+
   torch::Tensor reduced(const torch::Tensor &values, MPI_Op operation) const
   {
     const Clock clock(values.numel() < 10000 ? "small sums" : "sums of meshes");
     auto result = values.detach().to(torch::kCPU, false, true).contiguous();
-    const bool single = result.scalar_type() == torch::kFloat32;
     const int64_t most = 1 << 28;    // MPI counts by int
     for (int64_t first = 0; first < result.numel(); first += most)
       MPI_Allreduce(MPI_IN_PLACE,
                     static_cast<char *>(result.data_ptr()) + first * result.element_size(),
                     static_cast<int>(std::min(most, result.numel() - first)),
-                    single ? MPI_FLOAT : MPI_DOUBLE, operation, world);
+                    type(result), operation, world);
     // of one number, which decisions may follow from, all processes must have the same rounding
     if (result.numel() == 1)
-      MPI_Bcast(result.data_ptr(), 1, single ? MPI_FLOAT : MPI_DOUBLE, 0, world);
+      MPI_Bcast(result.data_ptr(), 1, type(result), 0, world);
     return result.to(values.device());
   }
 

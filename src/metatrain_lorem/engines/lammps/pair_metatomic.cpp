@@ -453,9 +453,8 @@ void PairMetatomic::compute(int eflag, int vflag)
     const Wanted wanted{eflag_atom != 0, vflag_global != 0, with_charges};
     if (!staged) results = model->evaluate(structure(geometry()), wanted);
     else if (counts()) results = staged->evaluate(structure(geometry()), wanted, *this);
-    else staged->evaluate(any_atom(), wanted, *this);
+    else results = staged->evaluate(any_atom(), wanted, *this);
   });
-  if (!counts()) return;
   for (size_t i = 0; i < results.by_positions.size(); i++)
     atom->f[0][i] -= results.by_positions[i];
   for (size_t i = 0; i < results.field_forces.size(); i++)

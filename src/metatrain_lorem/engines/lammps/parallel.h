@@ -25,6 +25,10 @@ class Communication {
   // over all processes
   virtual torch::Tensor sum(const torch::Tensor &values) = 0;
   virtual torch::Tensor largest(const torch::Tensor &values) = 0;
+  // from all rows on every process to some rows, perhaps none, of their sum on each; from some rows
+  // on each to all on every process
+  virtual torch::Tensor scatter(const torch::Tensor &values) = 0;
+  virtual torch::Tensor gather(const torch::Tensor &values, int64_t rows) = 0;
 
  protected:
   ~Communication() = default;
@@ -70,6 +74,19 @@ class Tape {
                        [this](const torch::Tensor &g) { return communication.sum(g); });
   }
 
+  torch::Tensor scatter(const torch::Tensor &values)
+  {
+    const auto rows = values.size(0);
+    return communicate(values, communication.scatter(values),
+                       [this, rows](const torch::Tensor &g) { return communication.gather(g, rows); });
+  }
+
+  torch::Tensor gather(const torch::Tensor &values, int64_t rows)
+  {
+    return communicate(values, communication.gather(values, rows),
+                       [this](const torch::Tensor &g) { return communication.scatter(g); }, true);
+  }
+
   torch::Tensor exchange(const torch::Tensor &own)
   {
     return communicate(own, communication.exchange(own),
@@ -95,16 +112,18 @@ class Tape {
   }
 
  private:
+  // What a process without atoms evaluates has no derivatives, unless it does so for all.
   torch::Tensor communicate(const torch::Tensor &from, torch::Tensor to,
-                            std::function<torch::Tensor(const torch::Tensor &)> transposed)
+                            std::function<torch::Tensor(const torch::Tensor &)> transposed,
+                            bool for_all = false)
   {
-    // the same on all processes: without derivatives on one of them, it has none on any
-    to.requires_grad_(torch::GradMode::is_enabled());
-    if (torch::GradMode::is_enabled())
-      steps.push_back([from, to, transposed] {
-        const auto gradient = transposed(to.grad().defined() ? to.grad() : torch::zeros_like(to));
-        if (from.requires_grad()) accumulate(from, gradient);
-      });
+    // on every process, whatever its own derivatives are
+    to.requires_grad_(true);
+    const bool used = from.requires_grad() && (for_all || communication.counts());
+    steps.push_back([from, to, transposed, used] {
+      const auto gradient = transposed(to.grad().defined() ? to.grad() : torch::zeros_like(to));
+      if (used) accumulate(from, gradient);
+    });
     return to;
   }
 

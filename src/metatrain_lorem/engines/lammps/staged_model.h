@@ -10,7 +10,7 @@
 #include "parallel.h"
 
 // Part of a structure: its own atoms are the selected ones. Energies and derivatives are shares of
-// the process in the sum over all.
+// the process in the sum over all; a process without atoms may have one in the derivative by strain.
 class StagedModel {
  public:
   explicit StagedModel(ExportedModel &model) : model(model)
@@ -67,10 +67,13 @@ class StagedModel {
       const auto sizes = communication.largest(results[2].toTensor());
       const auto on_mesh =
           tape.run(method("stage_spread"), {part, charges, sizes}).toTuple()->elements();
-      const auto mesh = tape.sum(on_mesh[1].toTensor());
+      const auto mesh = on_mesh[1].toTensor();
+      // each process transforms some of the channels
+      auto rows = tape.scatter(mesh);
+      if (rows.size(0) > 0) rows = tape.run(method("stage_filter"), {part, rows}).toTensor();
       part = tape.run(method("stage_potentials"),
                       {part, tape.exchange(charges), tape.sum(results[1].toTensor()), on_mesh[0],
-                       mesh, sizes});
+                       tape.gather(rows, mesh.size(0)), sizes});
     }
     torch::Dict<std::string, metatomic_torch::ModelOutput> requested;
     requested.insert(model.energy_name, ExportedModel::output("", "atom"));
@@ -79,11 +82,12 @@ class StagedModel {
     const auto outputs =
         method("stage_outputs")({system, own, requested, part}).toGenericDict();
 
-    Results results;
+    Results results{};
     const double unit = metatomic_torch::unit_conversion_factor(
         model.capabilities->outputs().at(model.energy_name)->unit(), model.energy_unit);
     const auto energies = unit * ExportedModel::block(outputs.at(model.energy_name))->values();
-    if (communication.counts() && energies.requires_grad()) energies.sum().backward();
+    const bool counts = communication.counts();
+    if (counts && energies.requires_grad()) energies.sum().backward();
     clock.reset();
     if (solver) {
       // the charges respond: with lambda = -1/A dE/dq on zero sum and the residual r = A q + chi of
@@ -91,13 +95,15 @@ class StagedModel {
       tape.backward(before);
       const auto gradient = q.grad().defined() ? q.grad() : torch::zeros_like(q);
       const auto lambda = solver->response(gradient);
-      Tape::accumulate(solver->product(tape, q.detach()), lambda);
-      if (chi.requires_grad()) Tape::accumulate(chi, lambda);
+      const auto products = solver->product(tape, q.detach());
+      if (counts) Tape::accumulate(products, lambda);
+      if (counts && chi.requires_grad()) Tape::accumulate(chi, lambda);
       tape.backward(before);
     }
     tape.backward();
-    results.by_positions = ExportedModel::values(positions.grad(), 3 * count);
     if (wanted.strain) results.by_strain = ExportedModel::values(strain.grad(), 9);
+    if (!counts) return results;
+    results.by_positions = ExportedModel::values(positions.grad(), 3 * count);
     results.energy = energies.sum().item<double>();
     if (wanted.energies) results.energies = ExportedModel::values(energies, own);
     if (wanted.charges) results.charges = model.of_atoms(outputs.at("charge"), own);
