@@ -71,6 +71,10 @@ ELSEWHERE = {
         "engines/lammps.rst",
         "OMP_NUM_THREADS=4 lmp -in in.cluster",
     ): "tests/engines/lammps/test_runs.py::test_shown_inputs",
+    (
+        "engines/ranks.rst",
+        "OMP_NUM_THREADS=1 mpiexec -n 2 lmp -in in.npt",
+    ): "tests/engines/lammps/test_ranks.py",
     ("engines/torchsim.rst", 'pip install ".[torchsim]"   # Python 3.12 or later'): INSTALLS,
     (
         "engines/torchsim.rst",

@@ -163,6 +163,17 @@ def test_operators(folder, name):
     assert {operator.split("::")[0] for operator in operators} <= NAMESPACES
 
 
+def test_operators_of_stages(lorem, tmp_path):
+    """So in the methods that engines with several processes call."""
+    lorem.new_model(charge_equilibration={"enable": True}).export().save(tmp_path / "model.pt")
+    module = torch.jit.load(tmp_path / "model.pt")
+    stages = [n for n in module.module._c._method_names() if n.startswith("stage_")]
+    assert {"stage_local", "stage_product", "stage_filter", "stage_outputs"} <= set(stages)
+    operators = graph_operators(module)
+    assert {"aten::fft_rfftn", "aten::fft_fftn"} <= operators
+    assert {operator.split("::")[0] for operator in operators} <= NAMESPACES
+
+
 def test_without_our_packages(folder, lorem):
     """Forces are the derivatives of the energy where only metatomic is installed."""
     frames = list(lorem.frames.values())
