@@ -87,6 +87,10 @@ class Stages(ChargeStages):
             )
         if self.backbone is not None:
             raise ValueError("models with a backbone and long range run on one process")
+        if self.partial_charges is not None:
+            raise ValueError(
+                "models with partial charges (long_range.energy: charges) run on one process"
+            )
         if self.long_range is not None:
             if self.long_range.dispersion is not None:
                 raise ValueError("models with dispersion (long_range.exponents) run on one process")
@@ -267,6 +271,6 @@ class Stages(ChargeStages):
         atoms = torch.stack([torch.zeros_like(numbers), numbers], dim=1)
         selected = Labels(["system", "atom"], atoms)
         energies: dict[str, torch.Tensor] = {}  # of a backbone
-        predicted = [values, self.readout.energies(energies, part.charges, outputs)]
+        predicted = [values, self.readout.energies(energies, None, part.charges, outputs)]
         results = self.collected([system], outputs, selected, part.graph, predicted)
         return self.readout.rename(results, requested)

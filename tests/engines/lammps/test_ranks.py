@@ -36,6 +36,7 @@ MODELS = {
     },
     "single precision": QEQ,
     "messages": {"num_message_passing": 1},
+    "partial charges": {"long_range": {"energy": "charges"}},
     "without stages": {},
 }
 RUN = "fix integrate all nve\ntimestep 0.0002\nrun 2\n"
@@ -310,6 +311,12 @@ run 2
     [
         ("without stages", "cubic", "", "has them after another mtt export"),
         ("messages", "cubic", "", "models with message passing and long range run on one process"),
+        (
+            "partial charges",
+            "cubic",
+            "",
+            "partial charges (long_range.energy: charges) run on one process",
+        ),
         ("long range", "isolated", "", "the system is not periodic"),
         ("long range", "cubic", "newton off", "needs newton on"),
     ],
