@@ -17,7 +17,7 @@ def wheels(monkeypatch, tmp_path):
 
     class Wheel:
         version = "2025.7.22.4.0"
-        files = [metadata.PackagePath("include/mpi.h")]
+        files = [metadata.PackagePath(name) for name in ("include/mpi.h", "lib/libmpi.so")]
 
         def locate_file(self, path):
             return tmp_path / path
@@ -99,6 +99,8 @@ def test_numeric_version():
 
 
 def test_files_are_in_the_wheel():
-    """The source travels with the package."""
-    assert build.SOURCE.with_name("exported_model.h").is_file()
+    """The source travels with the package, with all that it includes."""
+    names = ["communication", "conjugate_gradients", "exported_model", "parallel", "staged_model"]
+    for name in [*names, "clock"]:
+        assert build.SOURCE.with_name(f"{name}.h").is_file()
     assert "SPDX-License-Identifier: GPL-2.0-or-later" in build.SOURCE.read_text()
