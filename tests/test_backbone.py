@@ -146,7 +146,7 @@ def test_inputs_are_passed_on(frames):
 @pytest.mark.parametrize(
     "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)]
 )
-def test_exported(frames, tmp_path, dtype):
+def test_exported(frames, interpreted, tmp_path, dtype):
     """The file gives what the model gives; in single precision far from the origin, too."""
     frames = frames[:1] if dtype == torch.float32 else frames
     model = models.new_model(backbone=backbones.section(), charge_equilibration=QEQ)
