@@ -122,20 +122,23 @@ def test_shown_commands(accuracy, measured, tmp_path, monkeypatch):
     """Both of the page; trainings themselves are tested above."""
     (shown,) = snippets("accuracy.rst")
     training, reporting = shown.text.splitlines()
-    page = tmp_path / "accuracy.rst"
-    page.write_text("Before\n\n.. begin of tables\n\nold\n\n.. end of tables\n\nAfter\n")
+    page, other = tmp_path / "accuracy.rst", tmp_path / "backbones.rst"
+    for path in (page, other):
+        path.write_text("Before\n\n.. begin of tables\n\nold\n\n.. end of tables\n\nAfter\n")
     results = ["--results", str(tmp_path)]
     for command, script in ((training, accuracy.run), (reporting, accuracy.report)):
         program, path, *arguments = shlex.split(command)
         assert program == "python" and (ROOT / path).samefile(script.__file__)
         if script is accuracy.report:
             arguments += ["--page", str(page), "--images", str(tmp_path)]
+            arguments += ["--backbones", str(other)]
         monkeypatch.setattr(sys, "argv", [path, *arguments, *results])
         script.main()
     assert measured == [0, 0]
-    text = page.read_text()
-    assert text.startswith("Before\n\n..") and text.endswith(".. end of tables\n\nAfter\n")
-    assert "PET, long range" in text and "old" not in text
+    for path in (page, other):
+        text = path.read_text()
+        assert text.startswith("Before\n\n..") and text.endswith(".. end of tables\n\nAfter\n")
+        assert "PET, long range" in text and "old" not in text
     assert (tmp_path / "accuracy-dimers-1.png").stat().st_size > 1000
 
 
@@ -172,8 +175,9 @@ def test_charges_are_for_those_who_use_them(accuracy):
     assert weight["weight"] == pytest.approx(len(charges) / sum(within), rel=0.05)
     for name, options in section.items():
         charged = "mtt::atomic_charge" in options["training_set"]["targets"]
-        assert charged == (name.startswith("lorem") and name.endswith(("qeq", "both")))
-        assert ("extra_data" in options["validation_set"]) == name.startswith(("lorem", "pet"))
+        assert charged == ("lorem" in name and name.endswith(("qeq", "both")))
+        takes_charge = "lorem" in name or name in ("pet", "pet-lr")
+        assert ("extra_data" in options["validation_set"]) == takes_charge
     assert section["pet"]["architecture"]["model"]["system_conditioning"]
     neutral = {file: frames[file][:1] for file in frames}
     neutral_pet = run.options(models["pet"], neutral, Path(), 5, 0)
@@ -202,10 +206,12 @@ def test_own_sets(accuracy, name):
 
 def test_page_is_that_of_the_results(accuracy):
     """``python benchmarks/accuracy/report.py`` has run since the last result."""
-    page = (ROOT / "docs" / "src" / "accuracy.rst").read_text()
     groups = accuracy.report.read_results(FOLDER / "results")
     tables = accuracy.report.sections(FOLDER / "results")
-    assert accuracy.report.with_tables(page, tables) == page
+    backbones = accuracy.report.backbone_table(groups)
+    for name, text in (("accuracy.rst", tables), ("backbones.rst", backbones)):
+        page = (ROOT / "docs" / "src" / name).read_text()
+        assert accuracy.report.with_tables(page, text) == page
     for name, minutes in groups:
         assert (ROOT / "docs" / "images" / accuracy.report.picture_name(name, minutes)).is_file()
 
@@ -227,6 +233,29 @@ def test_table(accuracy, measured, tmp_path, monkeypatch):
     assert cells[1][:2] == ["lorem, equilibration", "**2.00** (0.500), 1.00–9.00"]
     assert cells[1][3] == "**2.00** (0.500), 1.00–9.00" and cells[1][-2:] == ["7", "3"]
     assert cells[2][:2] == ["PET", "3.00 (0.500)"] and cells[2][3] == "-"
+
+
+def test_table_of_backbones(accuracy, measured, tmp_path, monkeypatch):
+    """RMSE on far pairs, of what has to do with backbones, after one minute."""
+    command = ["run.py", "--sets", "dimers", "--results", str(tmp_path)]
+    for models, seeds, minutes in (
+        ("soap-bpnn-lorem-both", "0 1 8", "1"),
+        ("soap-bpnn lorem-lr lorem-sr", "2", "1"),
+        ("pet", "0", "2"),
+    ):
+        more = ["--models", *models.split(), "--seeds", *seeds.split(), "--minutes", minutes]
+        monkeypatch.setattr(sys, "argv", command + more)
+        accuracy.run.main()
+    text = accuracy.report.backbone_table(accuracy.report.read_results(tmp_path))
+    rows = [row.splitlines() for row in text.split("   * - ")[1:]]
+    cells = [[line.removeprefix("     -").strip() for line in row] for row in rows]
+    assert cells[0][1:3] == ["far pairs: energy, meV/atom", "far pairs: forces, meV/Å"]
+    assert [len(row) for row in cells] == [8, 8, 8, 8]
+    assert {row[0]: row[1:] for row in cells[1:]} == {
+        "lorem, long range": ["3.00", "3.00", "", "", "", "", "1"],
+        "SOAP-BPNN": ["3.00", "3.00", "", "", "", "", "1"],
+        "SOAP-BPNN + lorem, both": [*2 * ["**2.00**, 1.00–9.00"], "", "", "", "", "3"],
+    }
 
 
 def test_styles_differ(accuracy):

@@ -146,7 +146,7 @@ def test_inputs_are_passed_on(frames):
 @pytest.mark.parametrize(
     "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)]
 )
-def test_exported(frames, tmp_path, dtype):
+def test_exported(frames, interpreted, tmp_path, dtype):
     """The file gives what the model gives; in single precision far from the origin, too."""
     frames = frames[:1] if dtype == torch.float32 else frames
     model = models.new_model(backbone=backbones.section(), charge_equilibration=QEQ)
@@ -452,17 +452,23 @@ def test_a_checkpoint_may_move_before_a_restart(small, pet, caplog):
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_learning_rate_of_the_backbone(optimizer):
+    """A quarter of what it is with the factor 1, and the same as then for all others."""
     model = models.new_model(backbone=backbones.section())
-    optimizers = build_optimizers(model, optimizer, 1.0, 0.0, 0.25)
+    quarter, whole = (learning_rates(model, optimizer, factor) for factor in (0.25, 1.0))
+    for name, rate in whole.items():
+        expected = 0.25 if name.startswith("backbone.model.") else 1.0
+        assert quarter[name] / rate == pytest.approx(expected), name
+
+
+def learning_rates(model, optimizer, factor):
+    optimizers = build_optimizers(model, optimizer, 1.0, 0.0, factor)
     set_learning_rate(optimizers, 0.1, 0.0, 0.0)
     rates = {}
     for group in (group for each in optimizers for group in each.param_groups):
         for parameter in group["params"]:
             assert id(parameter) not in rates
             rates[id(parameter)] = group["lr"]
-    for name, parameter in model.named_parameters():
-        expected = 0.025 if name.startswith("backbone.model.") else 0.1
-        assert rates[id(parameter)] == pytest.approx(expected), name
+    return {name: rates[id(parameter)] for name, parameter in model.named_parameters()}
 
 
 @pytest.mark.parametrize("factor", [-1.0, np.nan, np.inf])

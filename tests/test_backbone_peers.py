@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import backbones, models
+from helpers.backbones import PACKAGES
 from metatomic.torch import ModelOutput
 from metatomic_ase import MetatomicCalculator
 
 from metatrain_lorem.nn.spex_harmonics import SpexHarmonics
 
-PACKAGES = {"soap_bpnn": "spex", "experimental.mace": "mace"}
 QEQ = {"enable": True}
 PER_SYSTEM = {"energy": ModelOutput(unit="eV", sample_kind="system")}
 

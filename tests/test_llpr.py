@@ -8,6 +8,7 @@ import ase.io
 import pytest
 import torch
 import yaml
+from helpers import backbones
 from metatomic.torch import ModelOutput
 from metatomic_ase import MetatomicCalculator
 
@@ -42,12 +43,15 @@ def train(folder: Path, name: str, architecture: dict) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
+    return fill(tmp_path_factory.mktemp("llpr"))
+
+
+def fill(folder: Path, **hypers) -> Path:
     """A model trained for an epoch, and what llpr makes of its checkpoint."""
-    folder = tmp_path_factory.mktemp("llpr")
     frames = ase.io.read(FOLDER / "resources" / "molecules.xyz", ":40")
     ase.io.write(folder / "molecules.xyz", frames)
     training = {"num_epochs": 1, "num_workers": 0}
-    train(folder, "model", {"name": "lorem", "model": MODEL_HYPERS, "training": training})
+    train(folder, "model", {"name": "lorem", "model": MODEL_HYPERS | hypers, "training": training})
     llpr = {
         "name": "llpr",
         "model": {"num_ensemble_members": {"energy": NUM_MEMBERS}},
@@ -88,6 +92,15 @@ def test_uncertainty_is_the_spread_of_the_ensemble(folder, sample_kind):
     ratio = ensemble.std(dim=1, keepdim=True) / uncertainty
     assert ratio.min() > 0.8 and ratio.max() < 1.2
     torch.testing.assert_close(ensemble.mean(dim=1, keepdim=True), results["energy"])
+
+
+@pytest.mark.slow
+def test_with_a_backbone(tmp_path):
+    """Whose energy is part of the model's, and is not in its last layer."""
+    backbones.write_trained(tmp_path / "pet.ckpt")
+    fill(tmp_path, backbone={"name": "pet", "checkpoint": "pet.ckpt"})
+    test_energy_is_that_of_the_wrapped_model(tmp_path)
+    test_uncertainty_is_the_spread_of_the_ensemble(tmp_path, "system")
 
 
 def test_uncertainty_grows_away_from_the_data(folder):

@@ -16,6 +16,8 @@ from omegaconf import OmegaConf
 
 from metatrain_lorem.commands.report.evaluation import evaluate
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 OPTIONS = REPOSITORY / "options"
 FILES = sorted(path.name for path in OPTIONS.glob("*.yaml"))
@@ -120,12 +122,12 @@ SMALL_PET = {"d_pet": 8, "d_node": 8, "d_head": 8, "d_feedforward": 8, "num_head
 """Not more than two epochs of a small one."""
 
 
-def test_pet_with_charges(folder, interpreted):
+def test_pet_with_charges(folder):
     smaller = [f"architecture.model.backbone.hypers.{k}={v}" for k, v in SMALL_PET.items()]
     train(folder, "pet-with-charges.yaml", *smaller)
 
 
-def test_charges_for_a_trained_pet(folder, interpreted):
+def test_charges_for_a_trained_pet(folder):
     overrides = [f"architecture.model.{key}={value}" for key, value in SMALL_PET.items()]
     overrides += ["architecture.training.num_epochs=2", "architecture.training.num_workers=0"]
     arguments = [word for override in overrides for word in ("-r", override)]

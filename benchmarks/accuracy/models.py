@@ -25,6 +25,17 @@ PET_SMALL = {
 }
 """Half of PET's default widths."""
 
+SOAP_BPNN = {"soap": {"cutoff": {"radius": CUTOFF}}}
+
+BESIDE = {
+    "cutoff": CUTOFF,
+    "num_radial": 8,
+    "num_features": 32,
+    "num_spherical_features": 4,
+    "max_degree": 2,
+}
+"""lorem's own short range beside a backbone, that of options/pet-with-charges.yaml."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -42,12 +53,12 @@ class Model:
         return self.hypers.get("charge_equilibration", {}).get("enable", False)
 
 
-def _lorem(size: str, hypers: dict, learning_rate: float) -> dict[str, Model]:
+def _lorem(name: str, label: str, hypers: dict, training: dict) -> dict[str, Model]:
     """Four models of one size: with and without each of the long-range blocks."""
     long_range = hypers.get("long_range", {})
     off = {"long_range": {"enable": False}}
     on = {"charge_equilibration": {"enable": True}}
-    training = {"batch_size": 8, "learning_rate": learning_rate, **CLIP}
+    training = {"batch_size": 8, **training, **CLIP}
     variants = {
         "sr": ("short range", hypers | off),
         "lr": ("long range", hypers | {"long_range": long_range}),
@@ -56,9 +67,23 @@ def _lorem(size: str, hypers: dict, learning_rate: float) -> dict[str, Model]:
         "both": ("both", hypers | {"long_range": long_range} | on),
     }
     return {
-        f"{size}-{key}": Model("lorem", f"{size}, {label}", variant, training)
-        for key, (label, variant) in variants.items()
+        f"{name}-{key}": Model("lorem", f"{label}, {variant_label}", variant, training)
+        for key, (variant_label, variant) in variants.items()
     }
+
+
+def _backbone(name: str, label: str, hypers: dict, training: dict) -> dict[str, Model]:
+    """lorem's blocks behind a peer, which keeps its hypers and its learning rate.
+
+    :param name: of the peer on the command line
+    :param label: of the peer
+    :param hypers: of ``backbone``
+    :param training: what differs from lorem's
+    """
+    hypers = BESIDE | {"long_range": {"max_degree": 1}, "backbone": hypers}
+    models = _lorem(f"{name}-lorem", f"{label} + lorem", hypers, training)
+    # without a block it is the peer and a second short range
+    return {key: model for key, model in models.items() if not key.endswith("-sr")}
 
 
 def _peer(
@@ -73,15 +98,27 @@ def _peer(
 
 
 MODELS: dict[str, Model] = {
-    **_lorem("lorem", SMALL, 1e-2),
-    **_lorem("lorem-default", {"cutoff": CUTOFF}, 5e-3),
+    **_lorem("lorem", "lorem", SMALL, {"learning_rate": 1e-2}),
+    **_lorem("lorem-default", "lorem-default", {"cutoff": CUTOFF}, {"learning_rate": 5e-3}),
     **_peer("pet", "PET", "pet", PET_SMALL, {"batch_size": 8, "learning_rate": 1e-3, **CLIP}),
+    **_backbone(
+        "pet",
+        "PET",
+        {"name": "pet", "hypers": PET_SMALL},
+        {"learning_rate": 1e-2, "backbone_learning_rate_factor": 0.1},
+    ),
     **_peer(
         "soap-bpnn",
         "SOAP-BPNN",
         "soap_bpnn",
-        {"soap": {"cutoff": {"radius": CUTOFF}}},
+        SOAP_BPNN,
         {"batch_size": 8, "learning_rate": 1e-2},
+    ),
+    **_backbone(
+        "soap-bpnn",
+        "SOAP-BPNN",
+        {"name": "soap_bpnn", "hypers": SOAP_BPNN},
+        {"learning_rate": 1e-2},
     ),
     "mace": Model(
         "experimental.mace",

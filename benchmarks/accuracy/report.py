@@ -1,7 +1,7 @@
 """Tables and pictures from ``results/``: ``python benchmarks/accuracy/report.py``.
 
-Writes the tables into ``docs/src/accuracy.rst``, between two comments there, and a picture per set
-into ``docs/images``.
+Writes the tables into ``docs/src/accuracy.rst``, between two comments there, a picture per set into
+``docs/images``, and a table of models with and without a backbone into ``docs/src/backbones.rst``.
 """
 
 import argparse
@@ -18,7 +18,7 @@ DOCS = HERE.parents[1] / "docs"
 BEGIN, END = ".. begin of tables", ".. end of tables"
 UNITS = {"energy": "meV/atom", "forces": "meV/Å", "charges": "me", "dipoles": "me Å"}
 COLORS = {"lorem": "tab:blue", "pet": "tab:orange", "soap-bpnn": "tab:green", "mace": "tab:purple"}
-COLORS["lorem-default"] = "tab:cyan"
+COLORS |= {"lorem-default": "tab:cyan", "pet-lorem": "tab:red", "soap-bpnn-lorem": "tab:olive"}
 MARKERS = {"": "o", "sr": "o", "lr": "^", "charges": "v", "qeq": "s", "both": "D"}
 
 PUBLISHED = {
@@ -38,6 +38,13 @@ CLASSES = {
     "PA": "polar, apolar",
     "AA": "apolar, apolar",
 }
+COMPARED = {
+    ("dimers", "far"): "far pairs",
+    ("nacl-clusters", "test"): "NaCl clusters",
+    ("ag3", "test"): "Ag₃⁺, Ag₃⁻",
+}
+"""Set and test of the columns of the table of backbones, after ``BACKBONE_MINUTES``."""
+BACKBONE_MINUTES = 1.0
 
 Group = dict[str, list[dict]]
 
@@ -82,7 +89,7 @@ def digits(number: float) -> str:
     return f"{number:.0f}" if number >= 100 else f"{number:#.3g}"
 
 
-def cell(results: list[dict], column: tuple[str, str], best: float) -> str:
+def cell(results: list[dict], column: tuple[str, str], best: float, with_mae: bool = True) -> str:
     """Median of RMSE and MAE over the seeds, and the range of the RMSE."""
     rmse = values(results, column, "rmse")
     if not rmse:
@@ -91,21 +98,29 @@ def cell(results: list[dict], column: tuple[str, str], best: float) -> str:
     text = digits(median)
     if median == best:
         text = f"**{text}**"
-    text += f" ({digits(float(np.median(values(results, column, 'mae'))))})"
+    if with_mae:
+        text += f" ({digits(float(np.median(values(results, column, 'mae'))))})"
     return text if len(rmse) == 1 else f"{text}, {digits(min(rmse))}–{digits(max(rmse))}"
+
+
+def smallest(group: Group, column: tuple[str, str]) -> float:
+    """Of the medians of the RMSE of all models."""
+    errors = [values(results, column, "rmse") for results in group.values()]
+    return min((float(np.median(rmse)) for rmse in errors if rmse), default=float("nan"))
+
+
+def list_table(rows: list[list[str]]) -> str:
+    """reStructuredText of a table whose first row is its header."""
+    lines = [".. list-table::", "   :header-rows: 1", ""]
+    for row in rows:
+        lines += [f"   {'*' if i == 0 else ' '} - {x}".rstrip() for i, x in enumerate(row)]
+    return "\n".join(lines)
 
 
 def table(group: Group) -> str:
     """A table of one set and budget, as reStructuredText."""
     columns = quantities(group)
-    best = {
-        column: min(
-            float(np.median(rmse))
-            for results in group.values()
-            if (rmse := values(results, column, "rmse"))
-        )
-        for column in columns
-    }
+    best = {column: smallest(group, column) for column in columns}
     heads = [f"{test}: {quantity}, {UNITS[quantity]}" for test, quantity in columns]
     rows = [["model", *heads, "epochs", "seeds"]]
     first = next(iter(group.values()))
@@ -115,10 +130,34 @@ def table(group: Group) -> str:
         epochs = [result["epochs"] for result in results]
         row = [MODELS[name].label, *(cell(results, column, best[column]) for column in columns)]
         rows.append([*row, f"{np.median(epochs):.0f}", str(len(results))])
-    lines = [".. list-table::", "   :header-rows: 1", ""]
-    for row in rows:
-        lines += [f"   {'*' if i == 0 else ' '} - {x}".rstrip() for i, x in enumerate(row)]
-    return "\n".join(lines)
+    return list_table(rows)
+
+
+def backbone_table(groups: dict[tuple[str, float], Group]) -> str:
+    """RMSE of models with a backbone, of the backbones and of lorem alone, on ``COMPARED``."""
+    names = [name for name in MODELS if "-lorem-" in name]
+    names += {name.split("-lorem-")[0] + end for name in names for end in ("", "-lr")}
+    names += ["lorem-lr", "lorem-both"]
+    chosen = {
+        key: {
+            name: results
+            for name, results in groups.get((key[0], BACKBONE_MINUTES), {}).items()
+            if name in names
+        }
+        for key in COMPARED
+    }
+    columns = [(key, (key[1], quantity)) for key in COMPARED for quantity in ("energy", "forces")]
+    rows = [["model", *(f"{COMPARED[key]}: {x}, {UNITS[x]}" for key, (_, x) in columns), "seeds"]]
+    for name in MODELS:
+        seeds = [len(group[name]) for group in chosen.values() if name in group]
+        if not seeds:
+            continue
+        row = [MODELS[name].label]
+        for key, column in columns:
+            results = chosen[key].get(name, [])
+            row.append(cell(results, column, smallest(chosen[key], column), with_mae=False))
+        rows.append([*row, "–".join(str(x) for x in sorted({min(seeds), max(seeds)}))])
+    return list_table(rows)
 
 
 def budget(minutes: float) -> str:
@@ -258,12 +297,14 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--page", type=Path, default=DOCS / "src" / "accuracy.rst")
     parser.add_argument("--images", type=Path, default=DOCS / "images")
+    parser.add_argument("--backbones", type=Path, default=DOCS / "src" / "backbones.rst")
     arguments = parser.parse_args()
     groups = read_results(arguments.results)
     for (name, minutes), group in groups.items():
         draw(name, group, arguments.images / picture_name(name, minutes))
     tables = sections(arguments.results)
-    arguments.page.write_text(with_tables(arguments.page.read_text(), tables))
+    for page, text in ((arguments.page, tables), (arguments.backbones, backbone_table(groups))):
+        page.write_text(with_tables(page.read_text(), text))
 
 
 if __name__ == "__main__":

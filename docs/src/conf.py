@@ -39,6 +39,7 @@ examples = {
     "charges_ion_pair": True,
     "long_range_contribution": True,
     "slab": True,
+    "backbone_ion_pairs": True,
     "ase_md": True,
     "infrared": True,
     "import_lorem_jax": True,

@@ -10,11 +10,13 @@ import torch
 from helpers import backbones, models, training
 from metatrain.cli.train import train_model
 from metatrain.utils.data import DatasetInfo, get_atomic_types, get_dataset
+from metatrain.utils.data.target_info import get_energy_target_info
 from metatrain.utils.hypers import init_with_defaults
 from metatrain.utils.io import model_from_checkpoint
 from omegaconf import OmegaConf
 
-from metatrain_lorem.documentation import ChargeEquilibrationHypers
+from metatrain_lorem.documentation import ChargeEquilibrationHypers, ModelHypers
+from metatrain_lorem.model import Lorem
 
 QEQ = {**init_with_defaults(ChargeEquilibrationHypers), "enable": True}
 EXTRA = {"quantity": "", "unit": "e", "type": "scalar", "num_subtargets": 1, "description": ""}
@@ -47,6 +49,20 @@ def test_refused(model, message, tmp_path, monkeypatch):
     }
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         train_model(OmegaConf.create(options), checkpoint_dir=tmp_path, output="model.pt")
+
+
+def test_few_degrees_without_the_long_range_block():
+    """The default of its own ``max_degree`` is 2."""
+    hypers = copy.deepcopy(init_with_defaults(ModelHypers))
+    hypers["max_degree"] = 1
+    info = DatasetInfo(
+        "angstrom", [1, 8], {"energy": get_energy_target_info("energy", {"unit": "eV"})}
+    )
+    with pytest.raises(ValueError, match="long_range.max_degree: 2 is not between"):
+        Lorem(hypers, info)
+    hypers["long_range"]["enable"] = False
+    values = models.values(Lorem(hypers, info).to(torch.float64).eval(), training.structures(1))
+    assert torch.isfinite(values).all()
 
 
 # baselines of charged structures, at first without what it takes to charge them

@@ -15,6 +15,8 @@ from omegaconf import OmegaConf
 from metatrain_lorem.commands.prepare import prepare_file
 from metatrain_lorem.training import files
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 ENERGY = {"energy": {"unit": "eV"}}
 CHARGE = {"charge": {"key": "charge", "unit": "e"}}
 
@@ -180,7 +182,7 @@ def test_forces_in_one_of_two_training_sets(run, order, how):
     for frame in frames:
         frame.arrays["forces"] = np.full((len(frame), 3), np.nan)
     ase.io.write("more.xyz", frames)
-    run([section(name) for name in order], validation, final_eval=True)
+    run([section(name) for name in order], validation)
     expected = torch.load("model.ckpt", weights_only=False)["best_model_state_dict"]
     assert result.keys() == expected.keys()
     for name, tensor in result.items():

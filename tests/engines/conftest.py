@@ -1,10 +1,11 @@
 """Exported models in double precision and structures that every engine is tested with."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import ase
 import pytest
-from helpers.backbones import section
+from helpers.backbones import PACKAGES, section
 from helpers.engines import (
     ATOMIC_TYPES,
     QEQ,
@@ -28,7 +29,8 @@ def exported(lorem, tmp_path_factory):
     ``charge`` and, of isolated structures, ``mtt::dipole_moment``: ``qeq`` and ``qeq_plus1`` with
     the total charges 0 and 1 built in, ``qeq_conditional``, which asks for the total charge, and
     ``qeq_iterative``, which is ``qeq`` but for the way to solve for the charges, and ``backbone``,
-    which is ``qeq_conditional`` behind PET.
+    which is ``qeq_conditional`` behind PET. That behind SOAP-BPNN and MACE has the name of the
+    architecture, and is there where its packages are.
     """
     folder = common_folder(tmp_path_factory, "exported")
 
@@ -54,6 +56,11 @@ def exported(lorem, tmp_path_factory):
             "qeq_plus1": export("qeq_plus1", total_charge=1.0, conditional=True, **QEQ),
             "qeq_iterative": export("qeq_iterative", **iterative),
             "backbone": export("backbone", conditional=True, backbone=section("pet"), **QEQ),
+            **{
+                name: export(name, conditional=True, backbone=section(name), **QEQ)
+                for name, package in PACKAGES.items()
+                if find_spec(package)
+            },
         }
 
 

@@ -11,6 +11,7 @@ import ase
 import numpy as np
 import pytest
 from helpers import away
+from helpers.backbones import PACKAGES
 from metatomic.torch import ModelOutput
 from metatomic_ase import MetatomicCalculator
 
@@ -233,12 +234,15 @@ def test_total_charge_and_charges(folder, exported, structures):
 
 
 @pytest.mark.slow
-def test_with_a_backbone(folder, exported, structures):
+@pytest.mark.parametrize("name", ["backbone", *PACKAGES])
+def test_with_a_backbone(folder, exported, structures, name):
     """Of a slab: virials of PET are not symmetric, and those of ASE are."""
+    if name not in exported:
+        pytest.skip(f"needs {PACKAGES[name]}")
     atoms = structures["slab"]
-    folder.fill("backbone", atoms)
+    folder.fill(name, atoms)
     folder.simulate(OURS, NVE, 15, outputs=extra("charges"), total_charge=0, pbc="TTF")
-    calculator = MetatomicCalculator(exported["backbone"])
+    calculator = MetatomicCalculator(exported[name])
     check_against_ase(folder, atoms, calculator)
     check_conservation(folder.properties())
     charges = folder.extras("charges")

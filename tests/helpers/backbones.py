@@ -36,6 +36,9 @@ SMALL = {
 }
 """Hypers by architecture."""
 
+PACKAGES = {"soap_bpnn": "spex", "experimental.mace": "mace"}
+"""What architectures need that metatrain does not install with itself."""
+
 
 def section(name: str = "pet", **options) -> dict:
     """The hypers ``architecture.model.backbone``.

@@ -12,7 +12,7 @@ import numpy as np
 from ase.calculators.lammps import Prism
 from metatomic_ase import MetatomicCalculator
 
-from .backbones import section
+from .backbones import PACKAGES, section
 
 ELEMENTS = ["H", "C", "N", "O"]
 MODELS = {
@@ -28,6 +28,10 @@ MODELS = {
         "conditional": True,
     },
     "backbone-short-range": {"backbone": section("pet"), "long_range": {"enable": False}},
+    **{
+        name: {"backbone": section(name), "charge_equilibration": {"enable": True}}
+        for name in ("lorem", *PACKAGES)
+    },
 }
 
 

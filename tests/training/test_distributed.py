@@ -11,6 +11,10 @@ from pathlib import Path
 import ase.io
 import pytest
 import torch
+from helpers import backbones
+from metatrain.utils.hypers import init_with_defaults
+
+from metatrain_lorem.documentation import ChargeEquilibrationHypers
 
 SCRIPT = Path(__file__).with_name("train_small.py")
 TESTS = str(SCRIPT.parents[1])
@@ -36,10 +40,26 @@ def test_two_processes_equal_one_with_the_same_global_batch(small, tmp_path):
     frames[3].arrays["forces"][:] = math.nan
     ase.io.write(tmp_path / "small.xyz", frames)
 
-    run([sys.executable, str(SCRIPT), str(tmp_path), "8", "muon"], tmp_path)
-    run([*TORCHRUN, str(SCRIPT), str(tmp_path), "4", "muon"], tmp_path)
+    check_two_processes(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("freeze", [False, True])
+def test_two_processes_with_a_backbone(small, tmp_path, freeze):
+    """A PET from a checkpoint, of whose weights some, or all, get no gradient."""
+    backbones.write_trained(tmp_path / "pet.ckpt")
+    section = backbones.section(checkpoint=str(tmp_path / "pet.ckpt"), freeze=freeze)
+    equilibration = {**init_with_defaults(ChargeEquilibrationHypers), "enable": True}
+    hypers = {"backbone": section, "charge_equilibration": equilibration}
+    check_two_processes(tmp_path, json.dumps(hypers))
+
+
+def check_two_processes(folder, *hypers):
+    """Gradients, weights and losses of ``small.xyz`` in a folder."""
+    run([sys.executable, str(SCRIPT), str(folder), "8", "muon", *hypers], folder)
+    run([*TORCHRUN, str(SCRIPT), str(folder), "4", "muon", *hypers], folder)
     one, first, second = (
-        json.loads((tmp_path / f"result_{rank}.json").read_text()) for rank in ("only", "0", "1")
+        json.loads((folder / f"result_{rank}.json").read_text()) for rank in ("only", "0", "1")
     )
     assert first["weights"] == second["weights"]
     assert len(one["gradients"]) == len(first["gradients"]) == 6

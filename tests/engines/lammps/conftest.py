@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from helpers import models
+from helpers.backbones import PACKAGES
 from helpers.lammps import MODELS, calculate, header, read_dump, read_thermo, record, start
 from helpers.once import common_folder, locked
 
@@ -39,6 +40,8 @@ def model_files(tmp_path_factory):
     folder = common_folder(tmp_path_factory, "models")
 
     def model_file(name: str, total_charge: float | None = None) -> Path:
+        if name in PACKAGES:
+            pytest.importorskip(PACKAGES[name])
         path = folder / f"{name}{'' if total_charge is None else total_charge}.pt"
         with locked(folder), warnings.catch_warnings():
             warnings.simplefilter("ignore")

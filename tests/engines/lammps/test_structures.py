@@ -62,6 +62,9 @@ STRUCTURES = {
         pytest.param("conditional", "isolated", -1.0, "off", marks=pytest.mark.slow),
         pytest.param("backbone", "small", 1.0, "on", marks=pytest.mark.slow),
         pytest.param("backbone-short-range", "triclinic", None, "off", marks=pytest.mark.slow),
+        pytest.param("lorem", "triclinic", None, "on", marks=pytest.mark.slow),
+        pytest.param("soap_bpnn", "triclinic", None, "on", marks=pytest.mark.slow),
+        pytest.param("experimental.mace", "triclinic", None, "on", marks=pytest.mark.slow),
         pytest.param("long-range", "small", None, "off", marks=pytest.mark.slow),
         pytest.param("conditional-short-range", "small", 1.0, "on", marks=pytest.mark.slow),
     ],
@@ -106,6 +109,8 @@ def test_outside_of_the_box(lammps, tmp_path):
         pytest.param("long-range", "small", marks=pytest.mark.slow),
         pytest.param("equilibrated", "slab", marks=pytest.mark.slow),
         pytest.param("backbone-short-range", "small", marks=pytest.mark.slow),
+        pytest.param("soap_bpnn", "small", marks=pytest.mark.slow),
+        pytest.param("experimental.mace", "small", marks=pytest.mark.slow),
     ],
 )
 def test_finite_differences(lammps, tmp_path, name, structure):

@@ -7,6 +7,9 @@ FORBIDDEN = (
     "metatrain_lorem",
     "_metatrain_lorem_registration",
     "sphericart",
+    "spex",
+    "mace",
+    "e3nn",
     "torchpme",
 )
 
