@@ -8,8 +8,9 @@ import torch
 from ..nn.tensor_dense import DegreeLinear
 
 ADAMW_FACTOR = 0.2
-"""Learning rate of AdamW beside Muon, relative to Muon's. On clusters of NaCl 0.1 and 0.3 leave
-three quarters of the error of energies that 1 leaves, and nine tenths of that of charges."""
+"""Learning rate of AdamW beside Muon, relative to Muon's. On the clusters of the quickstart 0.1 to
+0.3 leave 0.85 of the errors of charges that 1 with Muon for vectors leaves (three seeds of 0.2);
+energies and forces are the same within the scatter of seeds."""
 
 
 class Muon(torch.optim.Optimizer):
