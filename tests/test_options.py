@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
     for name in FILES:
         shutil.copy(OPTIONS / name, root / "options")
     data = list((OPTIONS / "data").glob("*.xyz"))
-    assert len(data) == 7
+    assert len(data) == 8
     for path in data:
         count = 2 if "crystal" in path.name else 20
         write_first_frames(path, root / "options" / "data" / path.name, count)

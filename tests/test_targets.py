@@ -180,7 +180,7 @@ def test_new_long_range_block_changes_nothing_at_first(lorem, num_message_passin
     old = lorem.new_model(
         targets, long_range={"enable": False}, num_message_passing=num_message_passing
     )
-    block = {"enable": True, "max_degree": 1, "accuracy": 1e-6, "exponents": [1]}
+    block = {**old.hypers["long_range"], "enable": True, "max_degree": 1}
     hypers = {**old.hypers, "long_range": block}
     new = old.restart(old.dataset_info, hypers)
     assert new.interaction_range() == float("inf")
