@@ -150,6 +150,12 @@ def test_a_trained_model_gets_charges(lorem, monkeypatch):
     assert all(torch.equal(x, old[key]) for key, x in extended.named_parameters() if key in old)
 
 
+def test_degree_of_charges_has_no_meaning(lorem):
+    """Its default may be larger than that of a small model."""
+    model = lorem.new_model(long_range={**CHARGES, "max_degree": 2}, max_degree=1)
+    assert model.partial_charges is not None
+
+
 def test_length_unit(lorem, model):
     """The same weights in nm give the same energies, if features are those of the same lengths."""
     other = lorem.new_model(long_range=CHARGES, conditional=True, length_unit="nm", cutoff=0.4)

@@ -225,8 +225,8 @@ def check_hypers(hypers: ModelHypers) -> None:
         if hypers[key] < 0:
             raise ValueError(f"architecture.model.{key}: {hypers[key]} is negative")
     degree = hypers["long_range"]["max_degree"]
-    # without the block its default may be the larger one
-    if hypers["long_range"]["enable"] and not 0 <= degree <= hypers["max_degree"]:
+    # where it has no meaning, its default may be the larger one
+    if has_long_range_features(hypers) and not 0 <= degree <= hypers["max_degree"]:
         raise ValueError(
             f"architecture.model.long_range.max_degree: {degree} is not between 0 and max_degree "
             f"({hypers['max_degree']})"
