@@ -67,6 +67,36 @@ def test_errors_are_those_of_the_exported_model(accuracy, interpreted, tmp_path,
         assert far[key]["rmse"] == pytest.approx(1e3 * np.sqrt(np.mean(difference**2)), rel=1e-3)
         assert far[key]["mae"] == pytest.approx(1e3 * np.abs(difference).mean(), rel=1e-3)
 
+    ase.io.write(tmp_path / "curves.xyz", frames["curves"], format="extxyz")
+    expected = evaluate(tmp_path / "kept" / "model.pt", tmp_path / "curves.xyz")
+    (curve,) = result["curves"].values()
+    np.testing.assert_allclose(curve["energy"], expected.predicted_energy, atol=2e-5)
+    assert curve["coordinate"] == [atoms.info["coordinate"] for atoms in frames["curves"]]
+    if name == "lorem-qeq":
+        charges = expected.predicted_atomic_charges.reshape(8, -1)[:, 5:].sum(axis=1)
+        np.testing.assert_allclose(curve["charge"], charges, atol=2e-5)
+
+
+def test_work_beyond_training(accuracy):
+    """Of the labels themselves, and of labels with a wrong charge."""
+    report = accuracy.report
+    reference = report.reference_curves("dimers")
+    cation = reference["NH4+ and NH4+"]
+    assert np.ptp(cation["charge"]) < 1e-3 and cation["charge"][0] == pytest.approx(1.0, abs=1e-3)
+    frames = ase.io.read(accuracy.datasets.OWN / "dimers-curves.xyz", ":18")
+    beyond = [x.get_distance(0, 5) for x in frames if x.info["coordinate"] > 5.0]
+    work = report.work(cation, 5.0)
+    # of unit charges on the nitrogen atoms; polarisation takes 4 %
+    assert work == pytest.approx(14.4 * (1 / beyond[-1] - 1 / beyond[0]), rel=0.05)
+    wrong = {
+        name: {**curve, "energy": [0.9 * x for x in curve["energy"]]}
+        for name, curve in reference.items()
+    }
+    group = {"lorem-lr": [{"curves": reference}], "lorem-sr": [{"curves": wrong}]}
+    rows = report.curve_table("dimers", group).split("   * - ")[1:]
+    verdicts = [row.splitlines()[3].strip("- ") for row in rows]
+    assert verdicts == ["right", "", "yes", "no"]
+
 
 def test_epochs_fill_the_budget(accuracy):
     """The first epochs of 5 and 3 s, all others of 2 s."""
@@ -200,7 +230,8 @@ def test_own_sets(accuracy, name):
                 distances = atoms.get_all_distances()
                 size = {"N": 5, "C": 4, "O": 3}[next(x for x in "NCO" if x in atoms.symbols)]
                 between = distances[:size, size:].min()
-                assert (6.99 < between < 12.01) if file == "far" else (1.79 < between < 5.01)
+                low, high = {"far": (7.0, 12.0), "curves": (2.5, 20.0)}.get(file, (1.8, 5.0))
+                assert low - 0.01 < between < high + 0.01
     assert sum(path.stat().st_size for path in accuracy.datasets.OWN.iterdir()) < 2e6
 
 

@@ -11,6 +11,10 @@ from ase.calculators.singlepoint import SinglePointCalculator
 HERE = Path(__file__).resolve().parent
 CLUSTERS = HERE.parents[1] / "options" / "data"
 OWN = HERE / "sets"
+CURVES = "curves"
+"""File of structures in steps; ``info`` has the name of the curve, the coordinate in Å, and the
+first atom of the part whose charge is of interest."""
+CURVE_KEYS = ("curve", "coordinate", "part")
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Dataset:
 
     @property
     def tests(self) -> list[str]:
-        return [name for name in self.files if name not in ("train", "valid")]
+        return [name for name in self.files if name not in ("train", "valid", CURVES)]
 
 
 def _own(name: str, label: str, *tests: str) -> Dataset:
@@ -47,11 +51,12 @@ KO = "DFT, subset of Ko et al. 2021"
 DATASETS: dict[str, Dataset] = {
     "nacl-clusters": Dataset(
         "NaCl clusters, ions beyond the cutoff",
-        {key: str(CLUSTERS / f"nacl-clusters-{key}.xyz") for key in ("train", "valid", "test")},
+        {key: str(CLUSTERS / f"nacl-clusters-{key}.xyz") for key in ("train", "valid", "test")}
+        | {CURVES: str(OWN / "nacl-curves.xyz")},
         "GFN2-xTB, options/data",
     ),
-    "dimers": _own("dimers", "Pairs of NH₄⁺, HCOO⁻, H₂O", "near", "far"),
-    "sn2": _own("sn2", "Cl⁻ + CH₃Br → CH₃Cl + Br⁻", "near", "far"),
+    "dimers": _own("dimers", "Pairs of NH₄⁺, HCOO⁻, H₂O", "near", "far", CURVES),
+    "sn2": _own("sn2", "Cl⁻ + CH₃Br → CH₃Cl + Br⁻", "near", "far", CURVES),
     "water-clusters": _own("water", "Water clusters", "small", "large"),
     "ag3": _foreign("Ag₃⁺ and Ag₃⁻", KO, "4g_hdnnp/ag3_"),
     "carbon-chain": _foreign("C₁₀H₂ and C₁₀H₃⁺", KO, "4g_hdnnp/carbon_chain_"),
@@ -125,6 +130,7 @@ def labelled(source: ase.Atoms, energy: float) -> ase.Atoms:
     atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
     # PET's conditioning wants the spin multiplicity, too: all sets are closed shells
     atoms.info |= {"charge": int(source.info["charge"]), "spin_multiplicity": 1}
+    atoms.info |= {key: source.info[key] for key in CURVE_KEYS if key in source.info}
     if "dipole_moment" in source.info:
         atoms.info["dipole_moment"] = source.info["dipole_moment"]
     if "atomic_charge" in source.arrays:

@@ -1,10 +1,11 @@
-"""Errors of an exported model, printed as JSON: ``python evaluate.py model.pt extensions a.xyz``.
+"""Errors of an exported model, printed as JSON: ``python evaluate.py model.pt extensions a.xyz``,
+and, of structures in steps, energies and charges: ``--curves b.xyz``.
 
 A process of its own per model: exported models bring libraries that can be loaded only once.
 """
 
+import argparse
 import json
-import sys
 import warnings
 from collections.abc import Iterable
 
@@ -73,9 +74,45 @@ def evaluate(model: str, extensions: str, path: str) -> dict:
     return result
 
 
-if __name__ == "__main__":
+def curves(model: str, extensions: str, path: str) -> dict[str, dict[str, list[float]]]:
+    """Name of the curve -> coordinates (Å), energies (eV) and, of models that have charges, the
+    charge of the part that moves (e).
+
+    :param model: exported file
+    :param extensions: folder of the libraries it needs
+    :param path: structures, their ``info`` as in ``datasets.CURVES``
+    """
+    calculator = MetatomicCalculator(model, extensions_directory=extensions, device="cpu")
+    outputs = calculator._model.capabilities().outputs
+    found: dict[str, dict[str, list[float]]] = {}
+    for atoms in ase.io.read(path, ":"):
+        curve = found.setdefault(atoms.info["curve"], {"coordinate": [], "energy": []})
+        curve["coordinate"].append(atoms.info["coordinate"])
+        atoms.calc = calculator
+        curve["energy"].append(round(atoms.get_potential_energy(), 5))
+        if CHARGE in outputs:
+            wanted = {CHARGE: ModelOutput(unit="e", sample_kind="atom")}
+            charges = calculator.run_model(atoms, wanted)[CHARGE].block().values
+            part = float(charges[atoms.info["part"] :].sum())
+            curve.setdefault("charge", []).append(round(part, 5))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("extensions")
+    parser.add_argument("tests", nargs="+")
+    parser.add_argument("--curves")
+    arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     # compiling takes longer than some hundred structures
     torch._C._set_graph_executor_optimize(False)
-    model, extensions, *paths = sys.argv[1:]
-    print(json.dumps([evaluate(model, extensions, path) for path in paths]))
+    files = arguments.model, arguments.extensions
+    tests = [evaluate(*files, path) for path in arguments.tests]
+    steps = curves(*files, arguments.curves) if arguments.curves else {}
+    print(json.dumps({"tests": tests, "curves": steps}))
+
+
+if __name__ == "__main__":
+    main()

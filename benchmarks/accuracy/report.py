@@ -1,7 +1,8 @@
 """Tables and pictures from ``results/``: ``python benchmarks/accuracy/report.py``.
 
 Writes the tables into ``docs/src/accuracy.rst``, between two comments there, a picture per set into
-``docs/images``, and a table of models with and without a backbone into ``docs/src/backbones.rst``.
+``docs/images`` and one of its curves, and a table of models with and without a backbone into
+``docs/src/backbones.rst``.
 """
 
 import argparse
@@ -10,7 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from datasets import DATASETS
+from datasets import CURVES, DATASETS, load
 from models import MODELS
 
 HERE = Path(__file__).resolve().parent
@@ -45,6 +46,18 @@ COMPARED = {
 }
 """Set and test of the columns of the table of backbones, after ``BACKBONE_MINUTES``."""
 BACKBONE_MINUTES = 1.0
+
+TRAINED = {
+    "NH4+ and NH4+": 5.0,
+    "HCOO- and HCOO-": 5.0,
+    "Cl- and CH3Br": 4.2,
+    "Na5Cl4+ and Na2Cl+": 8.0,
+}
+"""Curve -> the largest coordinate in training, Å."""
+TOLERANCE = 0.05
+"""Relative error of the work beyond that, up to which a model has it right."""
+LINES = {"sr": ":", "lr": "-", "charges": "--", "qeq": "-.", "both": (0, (4, 1, 1, 1, 1, 1))}
+"""Line of a model in pictures of curves."""
 
 Group = dict[str, list[dict]]
 
@@ -160,12 +173,62 @@ def backbone_table(groups: dict[tuple[str, float], Group]) -> str:
     return list_table(rows)
 
 
+def reference_curves(name: str) -> dict[str, dict[str, list[float]]]:
+    """Name of the curve -> coordinates (Å), energies (eV), charges of the part that moves (e).
+
+    :param name: of a set with curves
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for atoms in load(DATASETS[name], Path())[CURVES]:
+        curve = found.setdefault(
+            atoms.info["curve"], {"coordinate": [], "energy": [], "charge": []}
+        )
+        curve["coordinate"].append(atoms.info["coordinate"])
+        curve["energy"].append(atoms.get_potential_energy())
+        curve["charge"].append(float(atoms.arrays["atomic_charge"][atoms.info["part"] :].sum()))
+    return found
+
+
+def work(curve: dict[str, list[float]], trained: float) -> float:
+    """Energy at the last coordinate less that at the first one beyond training, eV."""
+    first = next(i for i, x in enumerate(curve["coordinate"]) if x > trained)
+    return curve["energy"][-1] - curve["energy"][first]
+
+
+def with_curves(group: Group) -> Group:
+    """Those of the models and seeds that were evaluated on curves."""
+    found = {name: [x for x in results if x.get(CURVES)] for name, results in group.items()}
+    return {name: results for name, results in found.items() if results}
+
+
+def curve_table(name: str, group: Group) -> str:
+    """Work beyond the distances of training, of labels and models.
+
+    :param name: of the set
+    :param group: models with curves
+    """
+    reference = reference_curves(name)
+    labels = {curve: work(x, TRAINED[curve]) for curve, x in reference.items()}
+    rows = [["model", *(f"{curve}: work, eV" for curve in reference), "right", "seeds"]]
+    rows.append(["*labels*", *(f"{x:.3f}" for x in labels.values()), "", ""])
+    for model, results in group.items():
+        row, right = [MODELS[model].label], True
+        for curve, label in labels.items():
+            found = [work(result[CURVES][curve], TRAINED[curve]) for result in results]
+            row.append(f"{np.median(found):.3f}")
+            if len(found) > 1:
+                row[-1] += f", {min(found):.3f} to {max(found):.3f}"
+            right = right and all(abs(x - label) < TOLERANCE * abs(label) for x in found)
+        rows.append([*row, "yes" if right else "no", str(len(results))])
+    return list_table(rows)
+
+
 def budget(minutes: float) -> str:
     return f"{minutes:g} processor-minute{'' if minutes == 1 else 's'}"
 
 
-def picture_name(name: str, minutes: float) -> str:
-    return f"accuracy-{name}-{minutes:g}.png"
+def picture_name(name: str, minutes: float, what: str = "accuracy") -> str:
+    return f"{what}-{name}-{minutes:g}.png"
 
 
 def section(name: str, minutes: float, group: Group) -> str:
@@ -175,6 +238,15 @@ def section(name: str, minutes: float, group: Group) -> str:
     seeds = sorted({result["seed"] for results in group.values() for result in results})
     numbers = ", ".join(f"{first['tests'][test]['structures']} {test}" for test in dataset.tests)
     title = f"{dataset.label}: {budget(minutes)}"
+    curves = with_curves(group)
+    about_curves = [
+        f".. image:: ../images/{picture_name(name, minutes, CURVES)}\n"
+        f"   :alt: energies in steps, {dataset.label}",
+        "Energies in steps; dotted: the largest distance in training. *Work* is the energy at the "
+        "last step less that at the first one beyond training; it is right where it is within "
+        f"{100 * TOLERANCE:g} % for all curves and seeds.",
+        curve_table(name, curves) if curves else "",
+    ]
     return "\n\n".join(
         [
             f"{title}\n{'-' * (len(title) + 2)}",
@@ -184,6 +256,7 @@ def section(name: str, minutes: float, group: Group) -> str:
             f".. image:: ../images/{picture_name(name, minutes)}\n"
             f"   :alt: errors of forces against errors of energies, {dataset.label}",
             table(group),
+            *(about_curves if curves else []),
         ]
     )
 
@@ -286,6 +359,50 @@ def draw(name: str, group: Group, path: Path) -> None:
     plt.close(figure)
 
 
+def draw_curves(name: str, group: Group, path: Path) -> None:
+    """Energies above, charges below; models by their first seed.
+
+    :param name: of the set
+    :param group: models with curves
+    :param path: of the picture
+    """
+    import matplotlib.pyplot as plt
+
+    reference = reference_curves(name)
+    figure, axes = plt.subplots(
+        2,
+        len(reference),
+        figsize=(3.6 * len(reference) + 2.0, 5.0),
+        height_ratios=[2, 1],
+        sharex="col",
+        layout="constrained",
+        squeeze=False,
+    )
+    for (curve, known), (above, below) in zip(reference.items(), axes.T, strict=True):
+        for model, results in group.items():
+            color, _ = style(model)
+            kind = {"color": color, "linestyle": LINES.get(model.split("-")[-1], LINES["sr"])}
+            found = results[0][CURVES][curve]
+            above.plot(found["coordinate"], found["energy"], label=MODELS[model].label, **kind)
+            if "charge" in found:
+                below.plot(found["coordinate"], found["charge"], **kind)
+        above.plot(known["coordinate"], known["energy"], "k.", label="labels")
+        below.plot(known["coordinate"], known["charge"], "k.")
+        low, high = min(known["energy"]), max(known["energy"])
+        # models that are far off shall not hide the others
+        above.set(title=curve, ylim=(low - 0.3 * (high - low), high + 0.3 * (high - low)))
+        below.set(xlabel="coordinate (Å)")
+        for axis in (above, below):
+            axis.axvline(TRAINED[curve], color="gray", linestyle=":", linewidth=1)
+            axis.grid(alpha=0.2)
+    axes[0, 0].set_ylabel("energy (eV)")
+    axes[1, 0].set_ylabel("charge of the part (e)")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def with_tables(page: str, tables: str) -> str:
     """The page with other tables between its two comments."""
     before, rest = page.split(BEGIN)
@@ -302,6 +419,9 @@ def main() -> None:
     groups = read_results(arguments.results)
     for (name, minutes), group in groups.items():
         draw(name, group, arguments.images / picture_name(name, minutes))
+        if curves := with_curves(group):
+            picture = arguments.images / picture_name(name, minutes, CURVES)
+            draw_curves(name, curves, picture)
     tables = sections(arguments.results)
     for page, text in ((arguments.page, tables), (arguments.backbones, backbone_table(groups))):
         page.write_text(with_tables(page.read_text(), text))

@@ -178,15 +178,18 @@ def measure(
         epochs = number_of_epochs(times, budget)
         final = options(model, frames, folder, epochs, seed)
         times = train(folder / "final", final)
-        tests = [file for file in frames if file not in ("train", "valid")]
+        tests = [file for file in frames if file not in ("train", "valid", datasets.CURVES)]
         command = [sys.executable, str(HERE / "evaluate.py"), "model.pt", "extensions"]
         command += [str(folder / f"{test}.xyz") for test in tests]
+        if datasets.CURVES in frames:
+            command += ["--curves", str(folder / f"{datasets.CURVES}.xyz")]
         done = subprocess.run(command, cwd=folder / "final", capture_output=True, text=True)
         if done.returncode != 0:
             raise RuntimeError(done.stderr[-2000:])
         if arguments.keep:
             shutil.copytree(folder / "final", arguments.keep, dirs_exist_ok=True)
     first = times[1] - times[0] if epochs > 1 else 0.0
+    found = json.loads(done.stdout.splitlines()[-1])
     return {
         "seed": seed,
         "minutes": arguments.minutes,
@@ -195,7 +198,8 @@ def measure(
         "processor_seconds": round(times[-1] - times[0] + first, 1),
         "versions": versions(),
         "architecture": final["architecture"],
-        "tests": dict(zip(tests, json.loads(done.stdout.splitlines()[-1]), strict=True)),
+        "tests": dict(zip(tests, found["tests"], strict=True)),
+        "curves": found["curves"],
     }
 
 

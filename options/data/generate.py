@@ -38,6 +38,7 @@ STEPS_BETWEEN_FRAMES = 15
 STEPS_TO_EQUILIBRATE = 100
 GAP = (5.0, 8.0)  # Å, smallest distance between an atom of an ion and one of the rest
 CHARGE_TOLERANCE = 0.05  # e
+CURVE = ("curve", "coordinate", "part")  # name, Å, first atom of what is moved
 
 # parts joined by ".." are kept apart; the numbers are structures of each kind
 KINDS = (
@@ -229,6 +230,7 @@ def write(path: Path, structures: list[Atoms]) -> None:
             header += ['pbc="T T T"']
         else:
             header += [f'dipole_moment="{decimals(atoms.info["dipole_moment"])}"', 'pbc="F F F"']
+        header += [f'{key}="{atoms.info[key]}"' for key in CURVE if key in atoms.info]
         lines += [str(len(atoms)), " ".join(header)]
         columns = [atoms.positions, atoms.get_forces(), atoms.arrays["atomic_charge"][:, None]]
         for symbol, row in zip(atoms.symbols, np.hstack(columns), strict=True):

@@ -11,6 +11,7 @@ Labels and format are those of ``options/data/generate.py``. It writes beside it
   file.
 * ``water-{train,valid,small,large}.xyz``: hot clusters of two to five molecules, and of eight in
   the last file.
+* ``{dimers,sn2,nacl}-curves.xyz``: parts pulled apart, and the reaction, in steps.
 
 Parts of a dimer must keep the charge they have alone, within 0.02 e. NH₄⁺ and HCOO⁻ beside each
 other do not: GFN2-xTB lets charge flow between opposite ions that are far apart, so that this pair
@@ -37,6 +38,8 @@ TEMPERATURE = 300.0  # K
 CHARGE_TOLERANCE = 0.02  # e
 LARGEST_FORCE = 15.0  # eV/Å
 NEAR, FAR = (1.8, 5.0), (7.0, 12.0)  # Å, smallest distance between atoms of the two parts
+STEPS = np.round(np.geomspace(2.5, 20.0, 18), 2)  # Å, smallest distance of parts pulled apart
+BOUND = {"Cl": 1.80, "Br": 1.95}  # Å, halogens to carbon
 REACTION, APART = (1.8, 6.0), (7.0, 12.0)  # Å, from carbon to the halogen that is not bound
 
 PAIRS = (
@@ -112,27 +115,39 @@ def dimers(each: int, gap: tuple[float, float], rng: np.random.Generator) -> lis
     return structures
 
 
+def along_reaction(
+    inner: str, leaving: str, distance: float, stretch: float = 0.0, angle: float = 0.0
+) -> Atoms:
+    """CH₃ between two halogens.
+
+    :param inner: the halogen that is bound
+    :param leaving: the other one
+    :param distance: from carbon to that, Å
+    :param stretch: of the bond, Å
+    :param angle: of the other one with the bond's axis
+    """
+    # the bond of the transition state is longer, for both halogens
+    near = BOUND[inner] + 0.5 * np.exp(-(((distance - 2.3) / 0.4) ** 2)) + stretch
+    distance = max(distance, near)
+    flat = np.clip((distance - near) / 0.8, 0.0, 1.0)
+    hydrogens = [[np.cos(a), np.sin(a), 0] for a in 2 * np.pi * np.arange(3) / 3]
+    positions = [[0, 0, 0], [0, 0, near]]
+    positions += [[distance * np.sin(angle), 0, -distance * np.cos(angle)]]
+    positions += [[1.03 * x, 1.03 * y, -0.35 * flat] for x, y, _ in hydrogens]
+    return Atoms(["C", inner, leaving, "H", "H", "H"], positions)
+
+
 def reaction(count: int, outer: tuple[float, float], rng: np.random.Generator) -> list[Atoms]:
     """Cl⁻ + CH₃Br, half of it with the one and half with the other halogen bound.
 
     :param count: number of structures
     :param outer: smallest and largest distance of the halogen that is not bound, Å
     """
-    bound = {"Cl": 1.80, "Br": 1.95}
     structures: list[Atoms] = []
     while len(structures) < count:
         inner, leaving = ("Cl", "Br") if len(structures) % 2 else ("Br", "Cl")
         distance = rng.uniform(*outer)
-        # the bond of the transition state is longer, for both halogens
-        near = bound[inner] + 0.5 * np.exp(-(((distance - 2.3) / 0.4) ** 2)) + rng.normal(0, 0.08)
-        distance = max(distance, near)
-        flat = np.clip((distance - near) / 0.8, 0.0, 1.0)
-        angle = rng.normal(0, 0.25)
-        hydrogens = [[np.cos(a), np.sin(a), 0] for a in 2 * np.pi * np.arange(3) / 3]
-        positions = [[0, 0, 0], [0, 0, near]]
-        positions += [[distance * np.sin(angle), 0, -distance * np.cos(angle)]]
-        positions += [[1.03 * x, 1.03 * y, -0.35 * flat] for x, y, _ in hydrogens]
-        atoms = Atoms(["C", inner, leaving, "H", "H", "H"], positions)
+        atoms = along_reaction(inner, leaving, distance, rng.normal(0, 0.08), rng.normal(0, 0.25))
         atoms.rattle(0.06, rng=rng)
         atoms.positions = atoms.positions @ generate.random_rotation(rng)
         atoms.positions -= atoms.positions.mean(axis=0)
@@ -159,6 +174,50 @@ def water(each: int, sizes: tuple[int, ...], rng: np.random.Generator) -> list[A
             for frame in hot(cluster, 0, min(each, 6), rng):
                 structures.append(labelled(frame, 0))
     return [atoms for atoms in structures if atoms is not None]
+
+
+def pulled_apart(names: tuple[str, str], parts: dict[str, tuple[Atoms, int]]) -> list[Atoms]:
+    """Two relaxed molecules, their distance, and where the second one starts.
+
+    :param names: of the parts
+    :param parts: name -> structure and charge
+    """
+    relaxed = []
+    for name in names:
+        atoms, charge = parts[name]
+        atoms = atoms.copy()
+        atoms.calc = generate.xtb(charge)
+        BFGS(atoms, logfile=None).run(fmax=0.02, steps=200)
+        relaxed.append((atoms.positions - atoms.positions.mean(axis=0), charge))
+    (first, charge), (second, moved) = relaxed
+    symbols = sum((parts[name][0].get_chemical_symbols() for name in names), [])
+    curve = []
+    for step in STEPS:
+        positions = np.vstack([first, generate.place_apart(first, second, step)])
+        atoms = labelled(Atoms(symbols, positions), charge + moved)
+        if atoms is not None:
+            atoms.info |= {"curve": " and ".join(names), "coordinate": step, "part": len(first)}
+            curve.append(atoms)
+    return curve
+
+
+def reaction_path() -> list[Atoms]:
+    """Cl⁻ + CH₃Br → CH₃Cl + Br⁻ in steps, with bromine as the last atom."""
+    path = []
+    for inner, leaving in (("Br", "Cl"), ("Cl", "Br")):
+        for distance in np.concatenate([np.arange(2.5, 4.0, 0.2), np.arange(4.0, 12.1)]):
+            atoms = along_reaction(inner, leaving, distance)
+            bromine = 1 if inner == "Br" else 2
+            atoms = labelled(atoms[[0, 3 - bromine, 3, 4, 5, bromine]], -1)
+            if atoms is not None:
+                far, near = atoms.get_distances(0, [5, 1])
+                atoms.info |= {
+                    "curve": "Cl- and CH3Br",
+                    "coordinate": round(far - near, 3),
+                    "part": 5,
+                }
+                path.append(atoms)
+    return sorted(path, key=lambda atoms: atoms.info["coordinate"])
 
 
 def write_set(name: str, make: Callable, files: dict[str, tuple]) -> None:
@@ -193,3 +252,11 @@ if __name__ == "__main__":
         water,
         {"train": (48, sizes), "valid": (6, sizes), "small": (12, sizes), "large": (24, (8,))},
     )
+    pairs = (("NH4+", "NH4+"), ("HCOO-", "HCOO-"))
+    curves = {
+        "dimers": sum((pulled_apart(pair, MOLECULES) for pair in pairs), []),
+        "sn2": reaction_path(),
+        "nacl": pulled_apart(("Na5Cl4+", "Na2Cl+"), generate.starting_clusters()),
+    }
+    for name, frames in curves.items():
+        generate.write(FOLDER / f"{name}-curves.xyz", frames)
