@@ -8,10 +8,16 @@ import pytest
 import torch
 from ase import Atoms
 from metatomic.torch import ModelOutput
+from metatrain.utils.architectures import get_default_hypers
 from metatrain.utils.data.target_info import get_energy_target_info, get_generic_target_info
 from metatrain.utils.io import model_from_checkpoint
 from metatrain.utils.neighbor_lists import get_requested_neighbor_lists
 from scipy.special import erf
+
+from metatrain_lorem.commands.set_charge import set_charge
+from metatrain_lorem.inspection import built_in_charge
+from metatrain_lorem.trainer import Trainer
+from metatrain_lorem.training.checkpoint_files import read_checkpoint
 
 COULOMB_CONSTANT = 14.399645  # eV Å / e²
 CHARGES = {"energy": "charges"}
@@ -321,3 +327,15 @@ def test_checkpoints_before_charge_flowed_by_overlap(lorem, model, monkeypatch):
     checkpoint["model_data"]["dataset_info"].targets.update(MADE_OF_CHARGES)
     with pytest.raises(RuntimeError, match="predicted beside the partial charges"):
         model.upgrade_checkpoint(checkpoint)
+
+
+def test_total_charge_that_is_built_in(lorem, tmp_path):
+    """Models without the input take all structures as neutral, or as what `set-charge` says."""
+    model = lorem.new_model(long_range=CHARGES)
+    assert built_in_charge(model) == 0.0
+    Trainer(get_default_hypers("lorem")["training"]).save_checkpoint(model, tmp_path / "model.ckpt")
+    set_charge(tmp_path / "model.ckpt", 1.0, tmp_path / "cation.ckpt")
+    cation = model_from_checkpoint(read_checkpoint(tmp_path / "cation.ckpt"), "export").eval()
+    systems = lorem.systems(cation, [lorem.frames["molecule"]])
+    (q,) = values(cation.to(torch.float64), systems, "system", "charge")
+    assert q.item() == pytest.approx(1.0, abs=1e-12)

@@ -390,6 +390,22 @@ def test_water_against_gfn2(lorem):
     assert two[0] > 5.0 * expected_of_two[0]
 
 
+def test_water_of_partial_charges_against_gfn2(lorem, monkeypatch):
+    """Two constants of each element make all five numbers: charge stays in its molecule, but for
+    what the hydrogen bond lets through."""
+    model = lorem.new_model({"energy": ENERGY}, long_range={"energy": "charges"})
+    constants = torch.tensor([[2.0, 0.54355], [0.0, 0.0], [0.0, 0.0], [0.23691, 1.13971]])
+
+    def charges(x, graph):
+        flow, width = constants.double()[graph.species].unbind(dim=1)
+        return torch.zeros_like(flow), flow, width
+
+    monkeypatch.setattr(model.partial_charges, "charges", charges)
+    for frame, expected in ((WATER, WATER_POLARIZABILITY), (WATER_PAIR, WATER_PAIR_POLARIZABILITY)):
+        found = response(model, [charged(frame, 0.0)], POLARIZABILITY, kind="system")[0]
+        np.testing.assert_allclose(np.diag(found), expected, rtol=0.01, atol=0.001)
+
+
 @pytest.mark.parametrize("solver", ["dense", pytest.param("iterative", marks=pytest.mark.slow)])
 def test_backbone(lorem, tmp_path, solver):
     """Another architecture reads the positions for itself; they count all the same."""
