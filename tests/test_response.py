@@ -59,7 +59,24 @@ def with_charge_head(lorem, **options):
     return model
 
 
-EXPORTED = [("iterative", "slab"), ("iterative", "molecule"), ("dense", "bulk"), ("head", "bulk")]
+def partial(lorem, targets=(), **options):
+    model = lorem.new_model(
+        {"energy": ENERGY, **dict(targets)},
+        long_range={"energy": "charges"},
+        conditional=True,
+        **options,
+    )
+    # charges of some 0.1 e
+    model.partial_charges.network[2].weight.data *= 5.0
+    return model
+
+
+EXPORTED = [
+    ("iterative", "slab"),
+    ("iterative", "molecule"),
+    ("dense", "bulk"),
+    ("head", "bulk"),
+]
 """What is also tested in its exported form, which takes seconds to make."""
 
 
@@ -138,11 +155,13 @@ def literal(model, frame):
 
 
 @pytest.mark.parametrize("boundary", ["molecule", "slab", "bulk"])
-@pytest.mark.parametrize("kind", ["dense", "iterative", "head"])
+@pytest.mark.parametrize("kind", ["dense", "iterative", "head", "partial"])
 def test_born_charges(lorem, tmp_path, kind, boundary):
     """Against the formula with finite differences of the charges, also in the exported file."""
     if kind == "head":
         model = with_charge_head(lorem)
+    elif kind == "partial":
+        model = partial(lorem)
     else:
         model = equilibrated(lorem, solver=kind)
     frame = charged(lorem.frames[boundary])
@@ -261,9 +280,10 @@ def test_converges_with_the_supercell(lorem):
     assert (sizes[1] < 0.6 * sizes[0]).all() and (sizes[2] < 0.7 * sizes[1]).all()
 
 
-def test_symmetries(lorem):
+@pytest.mark.parametrize("kind", ["dense", "partial"])
+def test_symmetries(lorem, kind):
     """Rotation with inversion, permutation, translation, batches of all boundaries."""
-    model = equilibrated(lorem, solver="dense")
+    model = partial(lorem) if kind == "partial" else equilibrated(lorem, solver=kind)
     frames = [charged(lorem.frames[name]) for name in ("bulk", "molecule", "slab")]
     together = response(model, frames, BORN)
     matrix = -Rotation.from_euler("xyz", [0.4, 1.1, -2.3]).as_matrix()
@@ -311,6 +331,30 @@ def test_polarizability(lorem, tmp_path, solver):
     assert np.isnan(periodic).all()
 
 
+def test_polarizability_of_partial_charges(lorem, tmp_path):
+    """In closed form: each flow moves charge along the vector between its atoms."""
+    model = partial(lorem)
+    seen = []
+    charges = model.partial_charges.charges
+    model.partial_charges.charges = lambda *given: seen.append(charges(*given)) or seen[-1]
+    frame = charged(lorem.frames["molecule"])
+    found = response(model, [frame], POLARIZABILITY, kind="system")[0]
+    g, rho = (x.detach().numpy() for x in seen[0][1:])
+    r, vectors = frame.get_all_distances(), frame.get_all_distances(vector=True)
+    f = np.where(r < 4.0, 0.5 + 0.5 * np.cos(np.pi * r / 4.0), 0.0)  # zero vectors count nothing
+    flows = np.outer(g, g) * f * np.exp(-(r**2) / (rho[:, None] ** 2 + rho**2))
+    expected = np.einsum("ij,ija,ijb->ab", flows, vectors, vectors)
+    assert np.linalg.eigvalsh(expected).min() > 0.1
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    exported = Exported(partial(lorem), tmp_path)
+    found = response(exported, [frame], POLARIZABILITY, kind="system")[0]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    for other in (frame, charged(lorem.frames["bulk"])):
+        born = response(exported, [other], BORN)
+        np.testing.assert_allclose(born, response(model, [other], BORN), atol=1e-12)
+    assert np.isnan(response(model, [charged(lorem.frames["slab"])], POLARIZABILITY)).all()
+
+
 # minima of GFN2-xTB, and its polarisabilities in Å³: differences of its dipole moments in fields of
 # 0.05 V/Å along each axis (tblite 0.8.0)
 WATER = Atoms("OHH", [[0, 0, 0.1011], [0, 0.7722, -0.4680], [0, -0.7722, -0.4680]])
@@ -344,6 +388,22 @@ def test_water_against_gfn2(lorem):
     np.testing.assert_allclose(one, expected, rtol=0.01, atol=0.001)
     np.testing.assert_allclose(two[1:], expected_of_two[1:], rtol=0.03)
     assert two[0] > 5.0 * expected_of_two[0]
+
+
+def test_water_of_partial_charges_against_gfn2(lorem, monkeypatch):
+    """Two constants of each element make all five numbers: charge stays in its molecule, but for
+    what the hydrogen bond lets through."""
+    model = lorem.new_model({"energy": ENERGY}, long_range={"energy": "charges"})
+    constants = torch.tensor([[2.0, 0.54355], [0.0, 0.0], [0.0, 0.0], [0.23691, 1.13971]])
+
+    def charges(x, graph):
+        flow, width = constants.double()[graph.species].unbind(dim=1)
+        return torch.zeros_like(flow), flow, width
+
+    monkeypatch.setattr(model.partial_charges, "charges", charges)
+    for frame, expected in ((WATER, WATER_POLARIZABILITY), (WATER_PAIR, WATER_PAIR_POLARIZABILITY)):
+        found = response(model, [charged(frame, 0.0)], POLARIZABILITY, kind="system")[0]
+        np.testing.assert_allclose(np.diag(found), expected, rtol=0.01, atol=0.001)
 
 
 @pytest.mark.parametrize("solver", ["dense", pytest.param("iterative", marks=pytest.mark.slow)])
@@ -389,10 +449,13 @@ def test_units(lorem):
 
 
 @pytest.mark.parametrize("boundary", ["molecule", "bulk"])
-@pytest.mark.parametrize("solver", ["dense", "iterative"])
+@pytest.mark.parametrize("solver", ["dense", "iterative", "partial"])
 def test_single_and_mixed_precision(lorem, tmp_path, solver, boundary):
     """Far from the origin too: positions are taken about their mean."""
-    model = equilibrated(lorem, solver=solver, tolerance=None, accuracy=1e-4)
+    if solver == "partial":
+        model = partial(lorem)
+    else:
+        model = equilibrated(lorem, solver=solver, tolerance=None, accuracy=1e-4)
     frame = charged(lorem.frames[boundary])
     expected = response(model, [frame], BORN)
     mixed = Exported(copy.deepcopy(model).to(torch.float32), tmp_path)
@@ -415,11 +478,11 @@ def test_selected_atoms(lorem, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["eager", "exported"])
-@pytest.mark.parametrize("solver", ["dense", "iterative"])
-def test_beside_the_forces(lorem, tmp_path, solver, form):
+@pytest.mark.parametrize("kind", ["dense", "iterative", "partial"])
+def test_beside_the_forces(lorem, tmp_path, kind, form):
     """Neither output changes the other; Born charges have no derivatives, and none are left on
     where the caller wants none."""
-    model = equilibrated(lorem, solver=solver)
+    model = partial(lorem) if kind == "partial" else equilibrated(lorem, solver=kind)
     model = Exported(model, tmp_path) if form == "exported" else model
     frame = charged(lorem.frames["bulk"])
     born = response(model, [frame], BORN)
@@ -457,11 +520,16 @@ def test_component_labels(lorem):
         )
 
 
-@pytest.mark.parametrize("solver", ["dense", "iterative"])
+@pytest.mark.parametrize("kind", ["dense", "iterative", "partial"])
 @pytest.mark.parametrize("boundary", ["molecule", "bulk"])
-def test_training_gradients(lorem, solver, boundary):
+def test_training_gradients(lorem, kind, boundary):
     """Of a loss on derived Born charges, against finite differences."""
-    model = equilibrated(lorem, {BORN: BORN_TARGET}, solver=solver).train()
+    targets, parameter = {BORN: BORN_TARGET}, "charge_equilibration.raw_hardness"
+    if kind == "partial":
+        model, parameter = partial(lorem, targets), "partial_charges.network.2.bias"
+    else:
+        model = equilibrated(lorem, targets, solver=kind)
+    model.train()
     frame = charged(lorem.frames[boundary])
     batch = structures(model, [frame])
     generator = torch.Generator().manual_seed(0)
@@ -471,7 +539,7 @@ def test_training_gradients(lorem, solver, boundary):
         born = model(batch, {BORN: ModelOutput(sample_kind="atom")})[BORN].block().values
         return (factors * born).sum()
 
-    names = ("charge_equilibration.raw_hardness", "short_range.initial.bias")
+    names = (parameter, "short_range.initial.bias")
     parameters = [model.get_parameter(name) for name in names]
     for parameter, gradient in zip(
         parameters, torch.autograd.grad(loss(), parameters), strict=True

@@ -177,20 +177,25 @@ def test_only_model_checkpoints_in_the_folder(small, tmp_path):
 
 
 def test_checkpoint_of_a_newer_version():
-    with pytest.raises(RuntimeError, match="using trainer version 4, while .* version is 3"):
-        Trainer.upgrade_checkpoint({"trainer_ckpt_version": 4})
+    with pytest.raises(RuntimeError, match="using trainer version 5, while .* version is 4"):
+        Trainer.upgrade_checkpoint({"trainer_ckpt_version": 5})
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_moments_of_other_parameters_are_dropped(optimizer, caplog):
-    """Since trainer version 3 Muon has fewer parameters, which states know by number only."""
+@pytest.mark.parametrize(
+    "optimizer, long_range", [("muon", {}), ("adamw", {}), ("adamw", {"energy": "charges"})]
+)
+def test_moments_of_other_parameters_are_dropped(optimizer, long_range, caplog):
+    """Since trainer version 3 Muon has fewer parameters, which states know by number only; since
+    version 4 one of partial charges is larger."""
     checkpoint = {"trainer_ckpt_version": 2, "optimizer_states": [{}, {}]}
     checkpoint["train_hypers"] = {"optimizer": optimizer}
+    checkpoint["model_data"] = {"model_hypers": {"long_range": long_range}}
     with caplog.at_level(logging.INFO):
         upgraded = Trainer.upgrade_checkpoint(checkpoint)
-    assert upgraded["trainer_ckpt_version"] == 3
+    assert upgraded["trainer_ckpt_version"] == 4
     anew = "The checkpoint is of an older version, whose optimizer starts anew" in caplog.messages
-    assert anew == (upgraded["optimizer_states"] is None) == (optimizer == "muon")
+    assert anew == (upgraded["optimizer_states"] is None)
+    assert anew == (optimizer == "muon" or long_range != {})
 
 
 def relabelled(small, tmp_path, change) -> Path:

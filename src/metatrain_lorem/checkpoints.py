@@ -13,6 +13,9 @@ from metatrain.utils.abc import ModelInterface
 from metatrain.utils.metadata import merge_metadata
 
 from . import backbones
+from .documentation import has_partial_charges
+from .heads.charges import ATOMIC_CHARGE, DIPOLE_MOMENT
+from .heads.response import BORN_CHARGE
 
 CHARGE_EQUILIBRATION_OFF = {
     "enable": False,
@@ -34,6 +37,9 @@ NO_BACKBONE = {
     "freeze": False,
 }
 """Hypers of models up to version 3."""
+
+BORDERLESS = 20.0
+"""Logarithm of a width in Å, of charge that flows as far as the cutoff."""
 
 STATES = ("model_state_dict", "best_model_state_dict")
 
@@ -184,6 +190,31 @@ def model_update_v4_v5(checkpoint: dict[str, Any]) -> None:
     hypers["charge_equilibration"].setdefault("epsilon_infinity", 1.0)
 
 
+def model_update_v5_v6(checkpoint: dict[str, Any]) -> None:
+    """Since version 6 charge flows no further than Gaussians of the atoms overlap, and partial
+    charges make all that is made of charges.
+
+    :param checkpoint: changed in place
+    :raises RuntimeError: for partial charges beside others that were predicted
+    """
+    data = checkpoint["model_data"]
+    if not has_partial_charges(data["model_hypers"]):
+        return
+    made = {ATOMIC_CHARGE, DIPOLE_MOMENT, BORN_CHARGE} & set(data["dataset_info"].targets)
+    if made:
+        raise RuntimeError(
+            f"Unable to upgrade the checkpoint: the targets {sorted(made)} were predicted beside "
+            "the partial charges (long_range.energy: charges), which make them now. Train it anew"
+        )
+    for key in STATES:
+        if checkpoint.get(key) is not None:
+            for name, value in (("weight", 0.0), ("bias", BORDERLESS)):
+                name = f"partial_charges.network.2.{name}"
+                tensor = checkpoint[key][name]
+                row = torch.full_like(tensor[:1], value)
+                checkpoint[key][name] = torch.cat([tensor, row])
+
+
 def trainer_update_v1_v2(checkpoint: dict[str, Any]) -> None:
     """Since version 2 checkpoints say with what their best value was found.
 
@@ -200,5 +231,16 @@ def trainer_update_v2_v3(checkpoint: dict[str, Any]) -> None:
     :param checkpoint: changed in place
     """
     if checkpoint["train_hypers"]["optimizer"] == "muon":
+        logging.info("The checkpoint is of an older version, whose optimizer starts anew")
+        checkpoint["optimizer_states"] = None
+
+
+def trainer_update_v3_v4(checkpoint: dict[str, Any]) -> None:
+    """Since version 4 the network of partial charges has another output.
+
+    :param checkpoint: changed in place
+    """
+    # older models have no such key
+    if checkpoint["model_data"]["model_hypers"]["long_range"].get("energy") == "charges":
         logging.info("The checkpoint is of an older version, whose optimizer starts anew")
         checkpoint["optimizer_states"] = None

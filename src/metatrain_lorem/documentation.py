@@ -14,8 +14,8 @@ Additional outputs
   target, for the stages of the model one after the other: density, each step of message passing,
   backbone, charge equilibration, long range. The energies of the charges and of a trained backbone
   are no linear functions of them;
-- ``charge``: the charge of each atom (e), with charge equilibration or the target
-  ``mtt::atomic_charge``;
+- ``charge``: the charge of each atom (e), with charge equilibration, partial charges
+  (``long_range.energy: charges``) or the target ``mtt::atomic_charge``;
 - ``mtt::aux::electronegativity`` (eV/e) and ``mtt::aux::hardness`` (eV/e²) of each atom, with
   charge equilibration.
 
@@ -77,9 +77,9 @@ class LongRangeHypers(TypedDict):
     """What the charges act by: ``features``, as in the LOREM paper, where the potentials of several
     charges per atom update the features that all targets are read from, or ``charges``, where one
     partial charge per atom has the energy of classical electrostatics, and sums to the total charge
-    (``extra_data: charge``, else zero). The latter goes on beyond the distances of training; other
-    targets than energies are local with it, ``max_degree`` of the charges has no meaning, and there
-    is no charge equilibration beside it."""
+    (``extra_data: charge``, else zero). The latter goes on beyond the distances of training, makes
+    dipole moments and answers to fields; other targets are local with it, ``max_degree`` of the
+    charges has no meaning, and there is no charge equilibration beside it."""
     accuracy: float = 1e-6
     """Relative accuracy of the Coulomb sum over periodic images. The width of the Ewald Gaussians,
     the wave vectors and the mesh follow from it and from ``cutoff``; they are logged. Isolated
@@ -198,6 +198,14 @@ def has_partial_charges(hypers: ModelHypers) -> bool:
     :return: whether its long range is that of partial charges, which change no features
     """
     return hypers["long_range"]["enable"] and hypers["long_range"]["energy"] == "charges"
+
+
+def has_charges(hypers: ModelHypers) -> bool:
+    """
+    :param hypers: of a model
+    :return: whether a block makes charges that sum to the total charge, and answer to fields
+    """
+    return hypers["charge_equilibration"]["enable"] or has_partial_charges(hypers)
 
 
 def has_long_range_features(hypers: ModelHypers) -> bool:

@@ -48,7 +48,8 @@ def newly_unscaled(model: ModelInterface, blocks: dict[str, dict[str, Any]]) -> 
     :param blocks: hypers of the new blocks
     :return: targets that lose the baseline and the scale that they had, being made of charges now
     """
-    return model.unscaled_targets if "charge_equilibration" in blocks else []
+    partial = "long_range" in blocks and has_partial_charges(model.hypers)
+    return model.unscaled_targets if partial or "charge_equilibration" in blocks else []
 
 
 def extended(

@@ -30,8 +30,8 @@ def built_in_charge(model: Any) -> float | None:
         total charges as an input, or if they mean nothing to it
     """
     for lorem in find_modules(model, "Lorem"):
-        blocks = dict(lorem.named_children())
-        knows_charges = "charge_equilibration" in blocks or "charge_embedding" in blocks
+        blocks = {name for name, _ in lorem.named_children()}
+        knows_charges = blocks & {"charge_equilibration", "partial_charges", "charge_embedding"}
         if knows_charges and not lorem.conditional:
             return float(lorem.total_charge)
     return None

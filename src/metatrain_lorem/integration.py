@@ -223,7 +223,7 @@ def offer_calibrated_uncertainties(set_wrapped_model: Callable) -> Callable:
             if f"mtt::aux::{short}_last_layer_features" not in model.supported_outputs():
                 raise ValueError(
                     f"LLPR has no uncertainty of {name!r}, since the model has no last-layer "
-                    "features of it (charge equilibration makes it): remove it from the targets of "
+                    "features of it (charges make it): remove it from the targets of "
                     "all data sets in the options"
                 )
         set_wrapped_model(llpr, model)

@@ -70,7 +70,7 @@ class Lorem(Stages, ModelInterface[ModelHypers]):
     :raises ValueError: for hypers out of range and targets that the model can't have
     """
 
-    __checkpoint_version__ = 5
+    __checkpoint_version__ = 6
     __supported_devices__ = ["cuda", "cpu"]
     __supported_dtypes__ = [torch.float32, torch.float64]
     exports_double = True  # structures and outputs, whatever the precision of the parameters
@@ -179,7 +179,7 @@ class Lorem(Stages, ModelInterface[ModelHypers]):
     @property
     def unscaled_targets(self) -> list[str]:
         """Targets without baseline and scale: charges, and what is made of them."""
-        return unscaled_targets(self.dataset_info, self.charge_equilibration is not None)
+        return unscaled_targets(self.dataset_info, self.hypers)
 
     def forward(
         self,
@@ -220,14 +220,13 @@ class Lorem(Stages, ModelInterface[ModelHypers]):
                 x, charges = self.charge_equilibration(stages[-1], species_features, graph)
                 stages.append(x)
         field: Optional[torch.Tensor] = None
-        electrostatic: Optional[torch.Tensor] = None
         if self.long_range is not None:
             with record_function("lorem::long_range"):
                 x, field = self.long_range(stages[-1], spherical, graph)
                 stages.append(x)
         elif self.partial_charges is not None:
             with record_function("lorem::long_range"):
-                electrostatic = self.partial_charges(stages[-1], graph)
+                charges = self.partial_charges(stages[-1], graph)
         with record_function("lorem::readout"):
             features = Features(stages=stages, spherical=spherical, field=field)
             values = self.readout(features, charges, graph, list(outputs.keys()))
@@ -235,7 +234,7 @@ class Lorem(Stages, ModelInterface[ModelHypers]):
                 q = self.atomic_charges(systems, features, charges, graph)
                 values.update(self.readout.respond(q, features, charges, graph, outputs))
         with record_function("lorem::outputs"):
-            unscaled = self.readout.energies(energies, electrostatic, charges, outputs)
+            unscaled = self.readout.energies(energies, charges, outputs)
             predicted = [values, unscaled]
             results = self.collected(systems, outputs, selected_atoms, graph, predicted)
             if torch.jit.is_scripting() and charges is not None:
@@ -247,7 +246,7 @@ class Lorem(Stages, ModelInterface[ModelHypers]):
     def atomic_charges(
         self, systems: List[System], features: Features, charges: Optional[Charges], graph: Graph
     ) -> torch.Tensor:
-        """Those of a head, with the scales of older versions, if none are equilibrated."""
+        """Those of a head, with the scales of older versions, if no block makes them."""
         if charges is not None:
             return charges.charges
         name, dtype = self.readout.atomic_charge, systems[0].positions.dtype
@@ -271,7 +270,7 @@ class Lorem(Stages, ModelInterface[ModelHypers]):
         selected_atoms: Optional[Labels],
     ) -> Dict[str, TensorMap]:
         """Multiply by the scales of the targets and add their baselines."""
-        if "charge" not in results or self.charge_equilibration is not None:
+        if "charge" not in results or self.readout.has_charges:
             return self.scaled_with_baselines(systems, outputs, results, selected_atoms)
         # a prediction for atomic charges, scales of older versions included
         name, charge = self.readout.atomic_charge, results.pop("charge")

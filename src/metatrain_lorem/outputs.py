@@ -290,12 +290,12 @@ def with_response(
 
     :param results: all outputs
     :param energies: units of those that are energies
-    :param charges: of charge equilibration
+    :param charges: of the atoms
     :param graph: of the batch
     :return: all outputs
     """
     equilibrium, first = charges.equilibrium, graph.boundaries.first
-    if len(equilibrium.structures) == 0:
+    if equilibrium is None or len(equilibrium.structures) == 0:
         return results
     new: dict[str, TensorMap] = {}
     for name, result in results.items():

@@ -271,6 +271,6 @@ class Stages(ChargeStages):
         atoms = torch.stack([torch.zeros_like(numbers), numbers], dim=1)
         selected = Labels(["system", "atom"], atoms)
         energies: dict[str, torch.Tensor] = {}  # of a backbone
-        predicted = [values, self.readout.energies(energies, None, part.charges, outputs)]
+        predicted = [values, self.readout.energies(energies, part.charges, outputs)]
         results = self.collected([system], outputs, selected, part.graph, predicted)
         return self.readout.rename(results, requested)

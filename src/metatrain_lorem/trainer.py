@@ -46,7 +46,7 @@ class Trainer(TrainerInterface[TrainerHypers]):
     :param hypers: hyperparameters, see :class:`TrainerHypers`
     """
 
-    __checkpoint_version__ = 3
+    __checkpoint_version__ = 4
 
     def __init__(self, hypers: TrainerHypers) -> None:
         super().__init__(hypers)

@@ -51,6 +51,7 @@ def energy_past_checks(atoms):
     [
         {"solver": "dense"},
         {"solver": "iterative", "energy": "celli"},
+        {"long range": "charges"},
         pytest.param({"solver": "iterative"}, marks=pytest.mark.slow),
         pytest.param({"solver": "dense", "energy": "celli"}, marks=pytest.mark.slow),
     ],
@@ -60,7 +61,12 @@ def test_forces(lorem, tmp_path, options, charge):
     """Far from the origin too, where an ion has a large energy."""
     atoms = molecule(lorem, charge)
     atoms.positions += [30.0, -20.0, 10.0]
-    atoms.calc = calculator(lorem, tmp_path, **options)
+    if "long range" in options:
+        model = lorem.new_model(long_range={"energy": "charges"}, conditional=True)
+        model.export().save(str(tmp_path / "model.pt"))
+        atoms.calc = FieldCalculator(tmp_path / "model.pt", check_consistency=True)
+    else:
+        atoms.calc = calculator(lorem, tmp_path, **options)
     forces, h = atoms.get_forces(), 1e-4
     start = atoms.positions.copy()
     for i, beta in ((0, 0), (3, 1), (5, 2)):
@@ -77,24 +83,30 @@ def test_forces(lorem, tmp_path, options, charge):
     assert abs(atoms.get_forces() - forces).max() > 0.01
 
 
-def test_energy_of_charges_in_a_field(lorem, tmp_path):
-    """Without features that know the charges, it is what these minimise: its derivative by the
-    field is the polarisation, and that of the polarisation the polarisability."""
-    targets = {"mtt::nothing": get_energy_target_info("mtt::nothing", {"unit": "eV"}), **ENERGY}
-    model = lorem.new_model(
-        targets,
-        charge_equilibration={"enable": True},
-        conditional=True,
-        long_range={"enable": False},
-    )
-    for head in model.readout.heads.values():
-        head.invariants.last_layer.weight.data.zero_()
+@pytest.mark.parametrize("kind", ["equilibrated", "partial"])
+def test_energy_of_charges_in_a_field(lorem, tmp_path, kind):
+    """Its derivative by the field is the polarisation, and that of the polarisation the
+    polarisability: of equilibrated charges without features that know them, when the energy is what
+    they minimise; of partial ones always."""
+    if kind == "partial":
+        model = lorem.new_model(long_range={"energy": "charges"}, conditional=True)
+    else:
+        targets = {"mtt::nothing": get_energy_target_info("mtt::nothing", {"unit": "eV"}), **ENERGY}
+        model = lorem.new_model(
+            targets,
+            charge_equilibration={"enable": True},
+            conditional=True,
+            long_range={"enable": False},
+        )
+        for head in model.readout.heads.values():
+            head.invariants.last_layer.weight.data.zero_()
     model.export().save(str(tmp_path / "model.pt"))
     atoms = molecule(lorem, 1.0)
     atoms.positions -= atoms.get_center_of_mass()
     atoms.calc = FieldCalculator(tmp_path / "model.pt")
     polarization = output(atoms, "mtt::polarization")[0]
     polarizability = output(atoms, "mtt::polarizability")[0] / 14.399645
+    assert abs(polarizability).max() > 0.01
     h = 1e-3
     for alpha in range(3):
         energies, polarizations = [], []
@@ -201,7 +213,8 @@ def test_atomic_dipoles(lorem, tmp_path):
     atoms = molecule(lorem)
     atoms.calc = calculator(lorem, tmp_path, targets, atomic_dipoles=True)
     message = (
-        "^an electric field is given .* it needs charge_equilibration, without atomic_dipoles$"
+        "^an electric field is given .* it needs charge_equilibration, without atomic_dipoles, or "
+        "long_range.energy: charges$"
     )
     with pytest.raises(ValueError, match=message):
         atoms.get_forces()

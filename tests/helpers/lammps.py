@@ -20,6 +20,7 @@ MODELS = {
     "conditional": {"charge_equilibration": {"enable": True}, "conditional": True},
     "conditional-short-range": {"long_range": {"enable": False}, "conditional": True},
     "long-range": {},
+    "partial": {"long_range": {"energy": "charges"}, "conditional": True},
     "short-range": {"long_range": {"enable": False}},
     "messages": {"long_range": {"enable": False}, "num_message_passing": 1},
     "backbone": {

@@ -43,10 +43,10 @@ def test_weights_of_a_checkpoint():
         check_fixed(weights, [CHARGE], 1.0, "fixed_scaling_weights")
 
 
-@pytest.mark.parametrize("block, new, expected", [("on", [], 2), (None, [CHARGE], 1)])
+@pytest.mark.parametrize("block, new, expected", [(True, [], 2), (False, [CHARGE], 1)])
 def test_charges_of_a_head_keep_their_scale(block, new, expected):
     model = SimpleNamespace(
-        charge_equilibration=block,
+        readout=SimpleNamespace(has_charges=block),
         scaler=SimpleNamespace(new_outputs=new),
         unscaled_targets=[CHARGE, "mtt::dipole_moment"],
     )

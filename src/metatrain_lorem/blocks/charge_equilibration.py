@@ -40,9 +40,11 @@ class Charges(NamedTuple):
 
     charges: torch.Tensor  # [atoms] e
     energies: torch.Tensor  # [atoms] eV, summing to the energy of the charges
-    electronegativity: torch.Tensor  # [atoms] eV/e
-    hardness: torch.Tensor  # [atoms] eV/e²
-    equilibrium: Equilibrium
+    potentials: torch.Tensor  # [atoms] what they answer to, a field's among it, e/length
+    # of charge equilibration:
+    electronegativity: torch.Tensor | None = None  # [atoms] eV/e
+    hardness: torch.Tensor | None = None  # [atoms] eV/e²
+    equilibrium: Equilibrium | None = None
 
 
 class ChargeEquilibration(torch.nn.Module):
@@ -241,6 +243,7 @@ class ChargeEquilibration(torch.nn.Module):
         return Charges(
             charges=equilibrium.charges,
             energies=energies,
+            potentials=equilibrium.chi,
             electronegativity=self.coulomb_constant * chi,
             hardness=self.coulomb_constant * hardness,
             equilibrium=equilibrium,

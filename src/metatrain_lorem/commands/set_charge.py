@@ -41,12 +41,13 @@ def set_charge(checkpoint_path: str | Path, total_charge: float, output_path: st
     """Write a checkpoint of a model that takes one total charge for all structures.
 
     :param checkpoint_path: checkpoint of a model that was trained with total charges, or with
-        charge equilibration; or of LLPR that wraps such a model
+        charges that sum to it; or of LLPR that wraps such a model
     :param total_charge: in e; a warning is logged where the training data have none like it
     :param output_path: checkpoint to write
     :raises ValueError: for a total charge that is not finite, for a file that is not such a
         checkpoint, and if the output is the input
     """
+    from ..documentation import has_charges
     from ..training.checkpoint_files import write_checkpoint  # imports PyTorch
 
     if not math.isfinite(total_charge):
@@ -55,11 +56,10 @@ def set_charge(checkpoint_path: str | Path, total_charge: float, output_path: st
         raise ValueError(f"{output_path} would overwrite the model that takes any total charge")
     checkpoint, model = _load(Path(checkpoint_path))
     data = model["model_data"]
-    equilibrated = data["model_hypers"]["charge_equilibration"]["enable"]
-    if not equilibrated and "charge" not in data["dataset_info"].extra_data:
+    if not has_charges(data["model_hypers"]) and "charge" not in data["dataset_info"].extra_data:
         raise ValueError(
-            f"{checkpoint_path}: the model was trained without total charges and without charge "
-            "equilibration, so a total charge has no meaning to it"
+            f"{checkpoint_path}: the model was trained without total charges, without charge "
+            "equilibration and without partial charges, so a total charge has no meaning to it"
         )
     lowest, highest = model["model_state_dict"]["total_charge_range"].tolist()
     if not lowest - RANGE_TOLERANCE <= total_charge <= highest + RANGE_TOLERANCE:

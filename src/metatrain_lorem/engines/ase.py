@@ -144,7 +144,11 @@ class FieldCalculator(MetatomicCalculator):
         if needed not in self._model.capabilities().outputs:
             raise ValueError(
                 f"atoms.info['{FIELD}'] is given, but the model has no output '{needed}': fields "
-                + ("need Born charges" if atoms.pbc.any() else "need charge_equilibration")
+                + (
+                    "need Born charges"
+                    if atoms.pbc.any()
+                    else "need charge_equilibration or long_range.energy: charges"
+                )
             )
         return field
 

@@ -5,15 +5,16 @@ import torch
 from metatomic.torch import ModelOutput, unit_conversion_factor
 from metatrain.utils.data import DatasetInfo, TargetInfo
 
+from ..documentation import ModelHypers, has_charges, has_partial_charges
 from ..graph import Graph
 from ..nn.spherical import CARTESIAN, SPHERICAL
-from .response import BORN_CHARGE, from_center_of_mass
+from .response import BORN_CHARGE, POLARIZABILITY, from_center_of_mass
 
 ATOMIC_CHARGE = "mtt::atomic_charge"
 """Target of reference charges: ``charge`` is the name of the total charge in data sets."""
 
 DIPOLE_MOMENT = "mtt::dipole_moment"
-"""Target that is made of the charges, where the model has a charge equilibration."""
+"""Target that is made of the charges, where a block makes these."""
 
 
 def is_atomic_charge(target: TargetInfo) -> bool:
@@ -49,25 +50,27 @@ def is_energy(name: str, target: TargetInfo) -> bool:
     return target.unit != ""
 
 
-def unscaled_targets(dataset_info: DatasetInfo, equilibrated: bool) -> list[str]:
+def unscaled_targets(dataset_info: DatasetInfo, hypers: ModelHypers) -> list[str]:
     """
     :param dataset_info: of the model
-    :param equilibrated: whether it has charge equilibration
+    :param hypers: of the model
     :return: targets without baseline and scale: charges, and what is made of them
     """
     targets = dataset_info.targets
     names: list[str] = []
     if ATOMIC_CHARGE in targets and is_atomic_charge(targets[ATOMIC_CHARGE]):
         names.append(ATOMIC_CHARGE)
-    if DIPOLE_MOMENT in targets and equilibrated:
+    if DIPOLE_MOMENT in targets and has_charges(hypers):
         names.append(DIPOLE_MOMENT)
     if BORN_CHARGE in targets:
         names.append(BORN_CHARGE)
+    if POLARIZABILITY in targets and has_partial_charges(hypers):
+        names.append(POLARIZABILITY)
     return names
 
 
 def check_charge_targets(dataset_info: DatasetInfo) -> None:
-    """Refuse targets that a model with charge equilibration can't have.
+    """Refuse targets that a model whose charges a block makes can't have.
 
     :param dataset_info: targets of the model
     :raises ValueError: for reference charges under the name of the total charge, and for others
@@ -87,18 +90,21 @@ def check_charge_targets(dataset_info: DatasetInfo) -> None:
         )
 
 
-def charge_outputs(dataset_info: DatasetInfo, equilibrate: bool) -> dict[str, ModelOutput]:
+def charge_outputs(
+    dataset_info: DatasetInfo, charged: bool, equilibrated: bool
+) -> dict[str, ModelOutput]:
     """
     :param dataset_info: targets of the model
-    :param equilibrate: whether it has charge equilibration
+    :param charged: whether a block makes charges
+    :param equilibrated: whether this is charge equilibration
     :return: outputs besides the targets: ``charge``, and what charges follow from; their values are
         filled in by the readout
     """
     outputs: dict[str, ModelOutput] = {}
     target = dataset_info.targets.get(ATOMIC_CHARGE)
-    if equilibrate or (target is not None and is_atomic_charge(target)):
+    if charged or (target is not None and is_atomic_charge(target)):
         outputs["charge"] = ModelOutput(unit="e", sample_kind="atom", description="atomic charges")
-    if equilibrate:
+    if equilibrated:
         outputs["mtt::aux::electronegativity"] = ModelOutput(
             unit="eV/e", sample_kind="atom", description="electronegativities"
         )
@@ -129,7 +135,7 @@ class ChargeDipole(torch.nn.Module):
             or (target.is_spherical and int(target.layout.keys["o3_sigma"][0]) != 1)
         ):
             raise ValueError(
-                f"target '{DIPOLE_MOMENT}': with charge equilibration it is made of the charges "
+                f"target '{DIPOLE_MOMENT}': it is made of the charges of this model "
                 "and must be one vector per structure, `type: cartesian: rank: 1`"
             )
         self.cartesian: bool = bool(target.is_cartesian)

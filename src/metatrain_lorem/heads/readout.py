@@ -10,7 +10,7 @@ from metatrain.utils.data import DatasetInfo, TargetInfo
 from metatrain.utils.data.atomic_basis_helpers import densify_atomic_basis_dataset_info
 
 from ..blocks.charge_equilibration import Charges
-from ..documentation import ModelHypers, has_partial_charges
+from ..documentation import ModelHypers, has_charges, has_partial_charges
 from ..graph import Graph
 from ..outputs import OutputLabels
 from .born import MatrixHead
@@ -26,9 +26,11 @@ from .response import (
     BORN_CHARGE,
     BORN_EXCESS,
     COMPONENTS,
+    POLARIZABILITY,
     ChargeResponse,
     born_outputs,
     check_born_target,
+    check_polarizability_target,
     obey_sum_rule,
     response_outputs,
 )
@@ -78,6 +80,8 @@ class Readout(torch.nn.Module):
         self.dipole_moment = DIPOLE_MOMENT
         self.born_charge = BORN_CHARGE
         self.born_excess = BORN_EXCESS
+        self.has_charges: bool = has_charges(hypers)
+        self.partial: bool = has_partial_charges(hypers)
         self.equilibrated: bool = hypers["charge_equilibration"]["enable"]
         self.heads = torch.nn.ModuleDict()
         self.charge_dipole: torch.nn.Module | None = None
@@ -90,21 +94,22 @@ class Readout(torch.nn.Module):
         self.energy_units = {}
         self.outputs = {}
         self.labels = OutputLabels()
-        if self.equilibrated:
+        if self.has_charges:
             check_charge_targets(dataset_info)
         self._declare("feature", "scalar features of atoms")
         self.labels.add_array("feature", "feature", self.num_features)
-        for name, output in charge_outputs(dataset_info, self.equilibrated).items():
+        charges = charge_outputs(dataset_info, self.has_charges, self.equilibrated)
+        for name, output in charges.items():
             self.outputs[name] = output
             self.labels.add_array(name, name.split("::")[-1])
         for name, target in densify_atomic_basis_dataset_info(dataset_info).targets.items():
             self.add_target(name, target)
         self.add_response()
-        local = [name for name in dataset_info.targets if name not in self.energy_units]
-        if has_partial_charges(hypers) and local:
+        local = [name for name in self.heads if name not in self.energy_units]
+        if self.partial and local:
             logging.warning(
                 f"targets {local} know nothing beyond the cutoff: partial charges "
-                "(long_range.energy: charges) act on energies alone"
+                "(long_range.energy: charges) act on energies and what is made of charges"
             )
 
     def add_response(self) -> None:
@@ -118,7 +123,8 @@ class Readout(torch.nn.Module):
             raise ValueError(
                 f"target '{BORN_CHARGE}': Born charges would be predicted as well as derived from "
                 f"the target '{ATOMIC_CHARGE}'. Leave one of them out, or switch on "
-                "architecture.model.charge_equilibration, whose charges both then train"
+                "architecture.model.charge_equilibration (or long_range.energy: charges), whose "
+                "charges both then train"
             )
         if "charge" in self.outputs:
             epsilon = self.hypers["charge_equilibration"]["epsilon_infinity"]
@@ -126,7 +132,8 @@ class Readout(torch.nn.Module):
             self.response = ChargeResponse(types, epsilon if self.equilibrated else 1.0)
         targets = self.dataset_info.targets
         for name, output in self.polarization_outputs().items():
-            if not predicted and (name not in targets or name == BORN_CHARGE):
+            trained = name == BORN_CHARGE or (name == POLARIZABILITY and self.partial)
+            if not predicted and (name not in targets or trained):
                 self.derived.append(name)
             if name not in targets:
                 self.outputs[name] = output
@@ -135,7 +142,7 @@ class Readout(torch.nn.Module):
     def polarization_outputs(self) -> dict[str, ModelOutput]:
         """:return: outputs of polarisation and its derivatives that charges or a target make"""
         if self.response is not None:
-            return response_outputs(self.equilibrated, self.dataset_info.length_unit)
+            return response_outputs(self.has_charges, self.dataset_info.length_unit)
         return born_outputs() if self.predicts_born else {}
 
     def _declare(self, name: str, description: str, unit: str = "") -> None:
@@ -154,13 +161,17 @@ class Readout(torch.nn.Module):
             check_born_target(name, target)
         if is_energy(name, target):
             self.energy_units[name] = unit_conversion_factor("eV", target.unit or "eV")
-        if self.equilibrated:
+        if name == POLARIZABILITY and self.partial:
+            check_polarizability_target(target, self.dataset_info.length_unit)
+            return
+        if self.has_charges:
             if name in (ATOMIC_CHARGE, BORN_CHARGE):
                 return
             if name == DIPOLE_MOMENT:
                 types, unit = sorted(self.dataset_info.atomic_types), self.dataset_info.length_unit
                 self.charge_dipole = ChargeDipole(target, types, unit)
-                if not self.hypers["charge_equilibration"]["atomic_dipoles"]:
+                options = self.hypers["charge_equilibration"]
+                if not (self.equilibrated and options["atomic_dipoles"]):
                     return
         if name == BORN_CHARGE and self.hypers["norms"] == "lorem-jax":
             self.born_head = MatrixHead(self.hypers)
@@ -179,16 +190,16 @@ class Readout(torch.nn.Module):
     ) -> dict[str, list[torch.Tensor]]:
         """
         :param features: of the atoms
-        :param charges: of charge equilibration
+        :param charges: of a block
         :param graph: of the batch
         :param outputs: names of what to evaluate
         :return: per output one array per block, ``[atoms, components ..., properties]``; without
-            charge equilibration the output ``charge`` is what is predicted for atomic charges
+            a block for charges the output ``charge`` is what is predicted for atomic charges
         """
         if graph.field is not None and (charges is None or self.dipole_moment in self.heads):
             raise ValueError(
                 "an electric field is given to a model whose charges do not answer to it: it needs "
-                "charge_equilibration, without atomic_dipoles"
+                "charge_equilibration, without atomic_dipoles, or long_range.energy: charges"
             )
         values: dict[str, list[torch.Tensor]] = {}
         if "feature" in outputs:
@@ -217,13 +228,14 @@ class Readout(torch.nn.Module):
                 if self.dipole_moment in values:
                     dipoles = dipoles + values[self.dipole_moment][0]
                 values[self.dipole_moment] = [dipoles]
+            electronegativity, hardness = charges.electronegativity, charges.hardness
             for name in outputs:
                 if name == "charge" or name == self.atomic_charge:
                     values[name] = [charges.charges.unsqueeze(1)]
-                elif name == "mtt::aux::electronegativity":
-                    values[name] = [charges.electronegativity.unsqueeze(1)]
-                elif name == "mtt::aux::hardness":
-                    values[name] = [charges.hardness.unsqueeze(1)]
+                elif name == "mtt::aux::electronegativity" and electronegativity is not None:
+                    values[name] = [electronegativity.unsqueeze(1)]
+                elif name == "mtt::aux::hardness" and hardness is not None:
+                    values[name] = [hardness.unsqueeze(1)]
         return values
 
     def derives(self, outputs: dict[str, ModelOutput]) -> bool:
@@ -269,7 +281,7 @@ class Readout(torch.nn.Module):
         """
         :param q: charges ``[atoms]``, e
         :param features: of the atoms
-        :param charges: of charge equilibration, if they are its
+        :param charges: of a block, if they are its
         :param graph: of the batch, tracked
         :param outputs: what is asked for
         :return: what follows from charges, see :class:`.response.ChargeResponse`
@@ -291,28 +303,23 @@ class Readout(torch.nn.Module):
     def energies(
         self,
         backbone: dict[str, torch.Tensor],
-        long_range: torch.Tensor | None,
         charges: Charges | None,
         outputs: dict[str, ModelOutput],
     ) -> dict[str, list[torch.Tensor]]:
         """
         :param backbone: energies of the backbone ``[atoms, 1]``, by target
-        :param long_range: energies of partial charges ``[atoms]``, eV
-        :param charges: of charge equilibration
+        :param charges: of a block
         :param outputs: what is asked for
         :return: energies that no scale applies to, in the unit of each target that is an energy
         """
         values: dict[str, list[torch.Tensor]] = {}
         for name, energy in backbone.items():
             values[name] = [energy]
-        energies = long_range
         if charges is not None:
-            energies = charges.energies if energies is None else energies + charges.energies
-        if energies is not None:
             for name, unit in self.energy_units.items():
                 if name in outputs:
                     size = len(self.labels.properties[name][0])
-                    energy = (unit * energies).unsqueeze(1).expand(-1, size)
+                    energy = (unit * charges.energies).unsqueeze(1).expand(-1, size)
                     if name in values:
                         energy = energy + values[name][0]
                     values[name] = [energy]

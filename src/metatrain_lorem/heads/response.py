@@ -26,7 +26,7 @@ from typing import Final
 
 import ase.data
 import torch
-from metatomic.torch import ModelOutput
+from metatomic.torch import ModelOutput, unit_conversion_factor
 from metatrain.utils.data import DatasetInfo, TargetInfo
 
 from ..blocks.charge_equilibration import Charges
@@ -84,27 +84,57 @@ def check_born_target(name: str, target: TargetInfo) -> None:
         )
 
 
-def check_derived(outputs: dict[str, ModelOutput], dataset_info: DatasetInfo) -> None:
+def check_polarizability_target(target: TargetInfo, length_unit: str) -> None:
+    """
+    :param target: description of ``mtt::polarizability``, where it trains charges
+    :param length_unit: of positions
+    :raises ValueError: if it is no matrix per structure in the third power of this unit
+    """
+    block = target.layout.block(0)
+    shape = [len(component) for component in block.components]
+    unit = f"{length_unit or 'angstrom'}^3"
+    try:
+        factor = unit_conversion_factor(unit, target.unit or unit)
+    except (RuntimeError, ValueError):
+        factor = 0.0
+    if (
+        not target.is_cartesian
+        or target.sample_kind != "system"
+        or shape != [3, 3]
+        or len(block.properties) != 1
+        or factor != 1.0
+    ):
+        raise ValueError(
+            f"target '{POLARIZABILITY}' must be one matrix per structure in {unit}: `type: "
+            f"cartesian: rank: 2`, `sample_kind: system`, `unit: {unit}`"
+        )
+
+
+def check_derived(
+    outputs: dict[str, ModelOutput], derived: list[str], dataset_info: DatasetInfo
+) -> None:
     """Refuse to train targets that the model derives from its charges, and variants of them.
     Models of older versions that were trained on such a target keep it.
 
     :param outputs: that follow from charges
+    :param derived: those that do so although they are targets, and train the charges
     :param dataset_info: targets of the model
-    :raises ValueError: for any such target but Born charges, which train the charges
+    :raises ValueError: for any other such target
     """
     for name in dataset_info.targets:
         base = name.split("/")[0]
-        if base in outputs and base != BORN_CHARGE:
+        if base in outputs and name not in derived:
             raise ValueError(
                 f"target '{name}': models with charges derive '{base}' from them, so that it can't "
                 "be a target. Labels of dipole moments go to 'mtt::dipole_moment', of Born charges "
-                f"to '{BORN_CHARGE}'; what is to be learned beside it needs another name"
+                f"to '{BORN_CHARGE}', with long_range.energy: charges those of polarisabilities to "
+                f"'{POLARIZABILITY}'; what is to be learned beside it needs another name"
             )
 
 
-def response_outputs(equilibrated: bool, length_unit: str) -> dict[str, ModelOutput]:
+def response_outputs(answering: bool, length_unit: str) -> dict[str, ModelOutput]:
     """
-    :param equilibrated: whether charges answer to fields
+    :param answering: whether charges answer to fields
     :param length_unit: of positions
     :return: outputs of a model with charges
     """
@@ -117,7 +147,7 @@ def response_outputs(equilibrated: bool, length_unit: str) -> dict[str, ModelOut
         ),
         **born_outputs(),
     }
-    if equilibrated:
+    if answering:
         outputs[POLARIZABILITY] = ModelOutput(
             unit=f"{length}^3",
             sample_kind="atom",
@@ -211,20 +241,22 @@ class ChargeResponse(torch.nn.Module):
         """
         :param q: charges ``[atoms]``, e
         :param dipoles: of the atoms ``[atoms, 3]``, e length, where they are learned
-        :param charges: of charge equilibration, if they are its
+        :param charges: of a block, if they are its
         :param graph: of the batch
         :param outputs: names of what to evaluate
         :return: per output one array ``[atoms, components ..., 1]``
         """
         values: dict[str, list[torch.Tensor]] = {}
         offsets = from_center_of_mass(self.masses, graph)
-        undefined = torch.zeros_like(q)
-        undefined = undefined.masked_fill(graph.pbc.any(dim=1)[graph.system_index], math.nan)
+        periodic = graph.pbc.any(dim=1)[graph.system_index].view(-1, 1, 1)
+        # training has no labels there
+        undefined = 0.0 if self.training else math.nan
         if self.polarization in outputs:
             polarization = q.unsqueeze(1) * offsets
             if dipoles is not None:
                 polarization = polarization + dipoles
-            values[self.polarization] = [(polarization + undefined.unsqueeze(1)).unsqueeze(2)]
+            polarization = polarization.unsqueeze(2).masked_fill(periodic, undefined)
+            values[self.polarization] = [polarization]
         field = self.polarizability in outputs and charges is not None
         if self.born_charge in outputs or self.born_excess in outputs or field:
             unit = torch.eye(3, dtype=q.dtype, device=q.device)
@@ -235,18 +267,17 @@ class ChargeResponse(torch.nn.Module):
                 change = (q * weights).sum()
                 if along >= 0 and dipoles is not None:
                     change = change + dipoles[:, along].sum()
-                by_position, by_chi = self.derivatives(change, charges, graph)
+                by_position, by_potential = self.derivatives(change, charges, graph)
                 by_position = by_position.to(born.dtype)
                 born = born + by_position.unsqueeze(2) * directions.unsqueeze(1)
                 if along >= 0:
-                    # a field acts like the electronegativity minus its potential
-                    rows = -by_chi.unsqueeze(1) * offsets
+                    # the potential of a field along an axis is minus the position
+                    rows = -by_potential.unsqueeze(1) * offsets
                     polarizability = polarizability + unit[along].view(1, 3, 1) * rows.unsqueeze(1)
             if not self.training:
                 # no derivatives at all rather than a part of them
                 born, polarizability = born.detach(), polarizability.detach()
             if self.screening != 1.0:
-                periodic = graph.pbc.any(dim=1)[graph.system_index].view(-1, 1, 1)
                 born = torch.where(periodic, self.screening * born, born)
             born, excess = obey_sum_rule(born, graph)
             if self.born_charge in outputs:
@@ -254,7 +285,7 @@ class ChargeResponse(torch.nn.Module):
             if self.born_excess in outputs:
                 values[self.born_excess] = [excess.unsqueeze(3)]
             if field:
-                polarizability = polarizability + undefined.view(-1, 1, 1)
+                polarizability = polarizability.masked_fill(periodic, undefined)
                 values[self.polarizability] = [polarizability.unsqueeze(3)]
         return values
 
@@ -263,16 +294,18 @@ class ChargeResponse(torch.nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         :param change: a function of the charges, summed over all structures
-        :param charges: of charge equilibration, if they are its
+        :param charges: of a block, if they are its
         :param graph: of the batch
-        :return: derivatives by positions ``[atoms, 3]`` and by electronegativities ``[atoms]``
+        :return: derivatives by positions ``[atoms, 3]`` and by potentials ``[atoms]``
         """
         variables = list(graph.given)
         if charges is not None:
-            variables.append(charges.equilibrium.chi)
-            if torch.jit.is_scripting() and len(charges.equilibrium.structures) > 0:
-                first = graph.boundaries.first
-                change = change + response(change, charges.equilibrium, first).sum()
+            variables.append(charges.potentials)
+            equilibrium = charges.equilibrium
+            if torch.jit.is_scripting() and equilibrium is not None:
+                if len(equilibrium.structures) > 0:
+                    first = graph.boundaries.first
+                    change = change + response(change, equilibrium, first).sum()
         derivatives: list[torch.Tensor] = []
         if change.requires_grad:
             found = torch.autograd.grad(

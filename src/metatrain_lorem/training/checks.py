@@ -43,7 +43,8 @@ def check_data(
     :raises ValueError: naming set, structure and quantity; also for the test sets, if ``mtt train``
         has read any
     """
-    check_derived(model.readout.polarization_outputs(), model.dataset_info)
+    readout = model.readout
+    check_derived(readout.polarization_outputs(), readout.derived, model.dataset_info)
     run = take_run(train_datasets)
     splits = {"training": train_datasets, "validation": val_datasets}
     if run is not None:
@@ -331,7 +332,7 @@ def warn_of_ignored_charges(run: Run, model: ModelInterface) -> None:
         if not section.charges:
             continue
         index, charge = next(iter(section.charges.items()))
-        if TOTAL_CHARGE in model.requested_inputs() or model.charge_equilibration is not None:
+        if TOTAL_CHARGE in model.requested_inputs() or model.readout.has_charges:
             effect = f"the model takes {model.total_charge:g} e for all"
         else:
             effect = "the model does not know of it"

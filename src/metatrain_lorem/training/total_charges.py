@@ -126,7 +126,7 @@ class TotalChargeCheck:
         default = None
         if reads_data:
             default = 0.0
-        elif model.charge_equilibration is not None:
+        elif model.readout.has_charges:
             default = model.total_charge
         info = model.dataset_info.targets.get(ATOMIC_CHARGE)
         has_labels = info is not None and info.is_scalar and info.sample_kind == "atom"

@@ -26,9 +26,8 @@ def unscaled_targets(model: ModelInterface) -> list[str]:
     :return: its targets without baseline and scale. Charges that a head has learnt in other units,
         in an older version, stay in these
     """
-    equilibrated = model.charge_equilibration is not None
-    new = model.scaler.new_outputs
-    return [name for name in model.unscaled_targets if equilibrated or name in new]
+    charged, new = model.readout.has_charges, model.scaler.new_outputs
+    return [name for name in model.unscaled_targets if charged or name in new]
 
 
 class LabelSpread:

@@ -21,17 +21,19 @@ def single_point(lammps, folder, model, frame, keywords, commands="run 0", units
 
 
 @pytest.mark.parametrize(
-    "structure, units, factor",
+    "model, structure, units, factor",
     [
-        ("isolated", "metal", 1.0),
-        ("triclinic", "real", KCAL),
-        pytest.param("isolated", "real", KCAL, marks=pytest.mark.slow),
-        pytest.param("triclinic", "metal", 1.0, marks=pytest.mark.slow),
+        ("conditional", "isolated", "metal", 1.0),
+        ("conditional", "triclinic", "real", KCAL),
+        pytest.param("partial", "isolated", "metal", 1.0, marks=pytest.mark.slow),
+        pytest.param("partial", "triclinic", "real", KCAL, marks=pytest.mark.slow),
+        pytest.param("conditional", "isolated", "real", KCAL, marks=pytest.mark.slow),
+        pytest.param("conditional", "triclinic", "metal", 1.0, marks=pytest.mark.slow),
     ],
 )
-def test_as_in_ase(lammps, tmp_path, structure, units, factor):
+def test_as_in_ase(lammps, tmp_path, model, structure, units, factor):
     """Energy and forces of a molecule, and forces of a crystal, in both units."""
-    model = lammps.model_file("conditional")
+    model = lammps.model_file(model)
     frame = STRUCTURES[structure](lammps.frames)
     keywords = "total_charge 1 electric_field 0.11 -0.07 0.05 check_consistency on"
     energies, (frame,), (columns,), output = single_point(
