@@ -6,6 +6,7 @@ An upgrade from version v is a function ``model_update_v{v}_v{v + 1}`` or
 
 import copy
 import logging
+import math
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from metatrain.utils.abc import ModelInterface
 from metatrain.utils.metadata import merge_metadata
 
 from . import backbones
+from .blocks.partial_charges import FLOW, OWN, START
 from .documentation import has_partial_charges
 from .heads.charges import ATOMIC_CHARGE, DIPOLE_MOMENT
 from .heads.response import BORN_CHARGE
@@ -191,8 +193,8 @@ def model_update_v4_v5(checkpoint: dict[str, Any]) -> None:
 
 
 def model_update_v5_v6(checkpoint: dict[str, Any]) -> None:
-    """Since version 6 charge flows no further than Gaussians of the atoms overlap, and partial
-    charges make all that is made of charges.
+    """Since version 6 neighbours pass each other charge, and potentials move it no further than
+    Gaussians of the atoms overlap; partial charges make all that is made of charges.
 
     :param checkpoint: changed in place
     :raises RuntimeError: for partial charges beside others that were predicted
@@ -208,11 +210,15 @@ def model_update_v5_v6(checkpoint: dict[str, Any]) -> None:
         )
     for key in STATES:
         if checkpoint.get(key) is not None:
-            for name, value in (("weight", 0.0), ("bias", BORDERLESS)):
-                name = f"partial_charges.network.2.{name}"
-                tensor = checkpoint[key][name]
-                row = torch.full_like(tensor[:1], value)
-                checkpoint[key][name] = torch.cat([tensor, row])
+            state, name = checkpoint[key], "partial_charges.network.2"
+            weight, bias = state[f"{name}.weight"].clone(), state[f"{name}.bias"].clone()
+            # charges of the atoms and the flow between them start at other numbers
+            weight[0] *= 1.0 / OWN
+            bias[0] *= 1.0 / OWN
+            bias[2] += math.log(START / FLOW)
+            # widths without bounds, and nothing that neighbours pass each other
+            state[f"{name}.weight"] = torch.cat([weight, torch.zeros_like(weight[:2])])
+            state[f"{name}.bias"] = torch.cat([bias, bias.new_tensor([BORDERLESS, 0.0])])
 
 
 def trainer_update_v1_v2(checkpoint: dict[str, Any]) -> None:
