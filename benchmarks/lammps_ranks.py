@@ -25,11 +25,8 @@ from metatrain.utils.data.target_info import get_energy_target_info
 from torch_models import CHLORINE, SODIUM, new_model, no_such_model
 from torch_worker import DTYPES
 
-WARM_UP = 5
-"""Steps before the measurement: TorchScript compiles."""
 
-
-def script(model: Path, atoms: int, steps: int) -> str:
+def script(model: Path, atoms: int, warm_up: int, steps: int) -> str:
     """Input of LAMMPS; the structure is a file beside it."""
     return f"""
 units metal
@@ -40,7 +37,7 @@ velocity all create 300 1
 fix integrate all nve
 timestep 0.0005
 thermo_style custom step pe
-run {WARM_UP}
+run {warm_up}
 run {steps}
 """
 
@@ -72,6 +69,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["lorem-exported", "lorem-qeq-exported"])
     parser.add_argument("--atoms", type=number_of_atoms, nargs="+", default=[1728])
     parser.add_argument("--precision", type=int, choices=(32, 64), default=32)
+    parser.add_argument(
+        "--warm-up", type=int, default=5, help="steps before the others: TorchScript compiles"
+    )
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--plugin", help="folder that holds it (default: where it is built)")
@@ -97,7 +97,9 @@ def main() -> None:
                     specorder=["Na", "Cl"],
                     masses=True,
                 )
-                (folder / "in.lammps").write_text(script(f"{name}.pt", atoms, options.steps))
+                (folder / "in.lammps").write_text(
+                    script(f"{name}.pt", atoms, options.warm_up, options.steps)
+                )
                 steps, memory, shares = defaultdict(list), {}, {}
                 for _ in range(options.rounds):
                     for kind in options.runs:

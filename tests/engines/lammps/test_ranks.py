@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import models
+from helpers.backbones import section
 from helpers.lammps import record
 from helpers.once import common_folder, locked
 from metatensor.torch import Labels, TensorMap
@@ -37,6 +38,8 @@ MODELS = {
     "single precision": QEQ,
     "messages": {"num_message_passing": 1},
     "partial charges": {"long_range": {"energy": "charges"}},
+    "dispersion": {"long_range": {"exponents": [1, 6]}},
+    "backbone": {"backbone": section("pet")},
     "without stages": {},
 }
 RUN = "fix integrate all nve\ntimestep 0.0002\nrun 2\n"
@@ -206,6 +209,21 @@ def test_an_error_of_one_ends_all(lammps, rank_model, tmp_path):
     assert time.monotonic() - begin < 200
 
 
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("messages", "models with message passing and long range run on one process"),
+        ("partial charges", r"partial charges \(long_range.energy: charges\) run on one process"),
+        ("dispersion", r"dispersion \(long_range.exponents\) run on one process"),
+        ("backbone", "models with a backbone and long range run on one process"),
+    ],
+)
+def test_models_without_stages(name, message):
+    """What the plugin asks a model for before it starts."""
+    with pytest.raises(ValueError, match=message):
+        new_model(name).stage_support()
+
+
 CASES = [
     ("long range", "cubic", 4, {}),
     ("long range", "triclinic", 3, {}),
@@ -260,6 +278,23 @@ def test_constant_pressure(simulate, kind, box):
 
 
 @pytest.mark.slow
+def test_atoms_change_processes(simulate):
+    """Fast atoms, and domains that follow them."""
+    run = """
+velocity all create 20000 5 loop all
+fix balance all balance 5 1.0 shift xyz 5 1.05
+neigh_modify every 1 delay 0 check yes
+fix integrate all nve
+timestep 0.0005
+run 15
+"""
+    one = simulate("both", liquid(), 1, run)
+    begin, end = (one[1][i].positions[:, 0] < 3.8 for i in (0, -1))
+    assert 0 < (begin != end).sum() < 48
+    compare(one, simulate("both", liquid(), 2, run), 1e-8)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["both", "celli"])
 def test_finite_differences(simulate, name):
     """Forces and virial on two processes are the derivatives of LAMMPS's own energy there."""
@@ -308,26 +343,32 @@ run 2
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name, kind, before, message",
+    "name, kind, options, message",
     [
-        ("without stages", "cubic", "", "has them after another mtt export"),
-        ("messages", "cubic", "", "models with message passing and long range run on one process"),
+        ("without stages", "cubic", {}, "has them after another mtt export"),
+        ("messages", "cubic", {}, "models with message passing and long range run on one process"),
         (
             "partial charges",
             "cubic",
-            "",
+            {},
             "partial charges (long_range.energy: charges) run on one process",
         ),
-        ("long range", "isolated", "", "the system is not periodic"),
-        ("long range", "cubic", "newton off", "needs newton on"),
+        ("long range", "isolated", {}, "the system is not periodic"),
+        ("long range", "cubic", {"before": "newton off"}, "needs newton on"),
+        (
+            "both",
+            "cubic",
+            {"keywords": "total_charge 1 electric_field 0 0 0.1"},
+            "an electric_field needs all atoms on one process",
+        ),
     ],
 )
-def test_refused(lammps, rank_model, tmp_path, name, kind, before, message):
+def test_refused(lammps, rank_model, tmp_path, name, kind, options, message):
     """What one process can do only."""
     frame = liquid()
     if kind == "isolated":
         frame.pbc = False
         frame.positions += 2.0
         frame.cell += np.diag([4.0, 4.0, 4.0])
-    script = lammps.header(tmp_path, frame, rank_model(name), before=before) + "run 0"
+    script = lammps.header(tmp_path, frame, rank_model(name), **options) + "run 0"
     assert message in lammps.failure(tmp_path, script, processes=2)
