@@ -46,7 +46,8 @@ def test_as_in_ase(lammps, tmp_path, model, structure, units, factor):
     without = frame.copy()
     without.info["charge"] = 1.0
     without.calc = FieldCalculator(model)
-    assert abs(forces - without.get_forces()).max() > 0.05
+    least = 0.05 if model.stem == "conditional" else 0.02  # of smaller charges
+    assert abs(forces - without.get_forces()).max() > least
     np.testing.assert_allclose(columns[:, :3] / factor, forces, rtol=0, atol=2e-6)
     if structure == "isolated":
         expected = reference.get_potential_energy()
