@@ -14,7 +14,7 @@ from metatrain.utils.abc import ModelInterface
 from metatrain.utils.metadata import merge_metadata
 
 from . import backbones
-from .blocks.partial_charges import FLOW, OWN, START
+from .blocks.partial_charges import FLOW, START
 from .documentation import has_partial_charges
 from .heads.charges import ATOMIC_CHARGE, DIPOLE_MOMENT
 from .heads.response import BORN_CHARGE
@@ -193,8 +193,8 @@ def model_update_v4_v5(checkpoint: dict[str, Any]) -> None:
 
 
 def model_update_v5_v6(checkpoint: dict[str, Any]) -> None:
-    """Since version 6 neighbours pass each other charge, and potentials move it no further than
-    Gaussians of the atoms overlap; partial charges make all that is made of charges.
+    """Since version 6 charge flows no further than Gaussians of the atoms overlap, and partial
+    charges make all that is made of charges.
 
     :param checkpoint: changed in place
     :raises RuntimeError: for partial charges beside others that were predicted
@@ -211,14 +211,11 @@ def model_update_v5_v6(checkpoint: dict[str, Any]) -> None:
     for key in STATES:
         if checkpoint.get(key) is not None:
             state, name = checkpoint[key], "partial_charges.network.2"
-            weight, bias = state[f"{name}.weight"].clone(), state[f"{name}.bias"].clone()
-            # charges of the atoms and the flow between them start at other numbers
-            weight[0] *= 1.0 / OWN
-            bias[0] *= 1.0 / OWN
+            weight, bias = state[f"{name}.weight"], state[f"{name}.bias"].clone()
+            # what flows starts at another number
             bias[2] += math.log(START / FLOW)
-            # widths without bounds, and nothing that neighbours pass each other
-            state[f"{name}.weight"] = torch.cat([weight, torch.zeros_like(weight[:2])])
-            state[f"{name}.bias"] = torch.cat([bias, bias.new_tensor([BORDERLESS, 0.0])])
+            state[f"{name}.weight"] = torch.cat([weight, torch.zeros_like(weight[:1])])
+            state[f"{name}.bias"] = torch.cat([bias, bias.new_tensor([BORDERLESS])])
 
 
 def trainer_update_v1_v2(checkpoint: dict[str, Any]) -> None:

@@ -16,11 +16,6 @@ START = 0.1
 """Charges at first, relative to what a network makes of features, so that their energies do not
 bury those of the data."""
 
-OWN, PASSED = 0.1, 0.3
-"""Of the charges that atoms have of their own, and of those that neighbours pass each other. The
-latter, which leave molecules neutral, are to be learned first: monopoles of neutral molecules also
-attract each other, and carry on wrongly at larger distances."""
-
 FLOW = 0.5
 """Root of what flows between neighbours at first, g in the root of Å: about what water molecules
 need for their polarisability. Data without far ions say little of it."""
@@ -31,8 +26,6 @@ class PartialCharges(torch.nn.Module):
 
     .. math::
 
-        q_i &= 0.1\, u_i + 0.3 \sum_{j \in N(i)} f(r_{ij}) (d_i - d_j)
-            + \frac{w_i}{\sum_j w_j} \Bigl(Q - 0.1 \sum_j u_j\Bigr) , \\
         V_i &= \sum_{j \neq i} q_j \frac{1 - f(r_{ij})}{r_{ij}}, \qquad f(r < r_c) =
             \frac{1}{2} \left(1 + \cos \frac{\pi r}{r_c}\right), \quad f(r \ge r_c) = 0, \\
         U_i &= V_i + \phi_i , \qquad c_{ij} =
@@ -42,16 +35,14 @@ class PartialCharges(torch.nn.Module):
         Q_i &= \frac{1}{K} \frac{\partial E}{\partial \phi_i}
             = q_i - 2 \sum_{j \in N(i)} c_{ij} (U_i - U_j)
 
-    with Coulomb's constant K. Charges are those of atoms of their own and what neighbours pass each
-    other by a learned d, which leaves molecules neutral; what the former lack of the total charge
-    is given to the atoms by learned weights w. The first term of the energy is that of latent Ewald
-    summation (arXiv 2408.15165), but for f: closer atoms interact by the local energy, which would
-    have to undo what is large there whenever charges move in training. The second one is
-    polarisation to second order: charge that potentials move between atoms whose Gaussians overlap
-    (c in Å), and that can't leave a molecule. All images count in both sums. An external potential
-    :math:`\phi` is that of a field.
+    with Coulomb's constant K. The first term is that of latent Ewald summation (arXiv 2408.15165),
+    but for f: closer atoms interact by the local energy, which would have to undo what is large
+    there whenever charges move in training. The second one is polarisation to second order: charge
+    that potentials move between atoms whose Gaussians overlap (c in Å), and that can't leave a
+    molecule. All images count in both sums. An external potential :math:`\phi` is that of a field.
 
-    Charges q, and so those with what has moved, Q, sum to the total charge.
+    Charges q, and so those with what has moved, Q, sum to the total charge: what is missing is
+    given to the atoms by learned weights.
 
     :param hypers: of the model
     :param angstrom: one Å in the unit of length of the data
@@ -60,14 +51,13 @@ class PartialCharges(torch.nn.Module):
     def __init__(self, hypers: ModelHypers, angstrom: float = 1.0) -> None:
         super().__init__()
         d, cutoff = int(hypers["num_features"]), float(hypers["cutoff"])
-        self.network = MLP([d, 2 * d, 5])
+        self.network = MLP([d, 2 * d, 4])
         with torch.no_grad():
             self.network[2].weight.mul_(START)
         accuracy = float(hypers["long_range"]["accuracy"])
         self.coulomb = CoulombSum(cutoff, accuracy, angstrom=angstrom)
         self.angstrom: float = angstrom
         self.constant: float = COULOMB_CONSTANT * angstrom
-        self.own, self.passed = OWN, PASSED
         self.flow: float = FLOW * angstrom**0.5
         self.wave_number: float = math.pi / cutoff
 
@@ -80,19 +70,15 @@ class PartialCharges(torch.nn.Module):
         return text
 
     def charges(
-        self, x: torch.Tensor, near: torch.Tensor, graph: Graph
+        self, x: torch.Tensor, graph: Graph
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
         :param x: scalar features ``[atoms, d]``
-        :param near: f of all pairs
         :param graph: of the batch, with total charges
         :return: partial charges q ``[atoms]``, e; what lets charge move to neighbours and from
             them, g ``[atoms]``, the root of a length; how far, ρ ``[atoms]``
         """
-        u, weights, moves, reach, donor = self.network(x).unbind(dim=1)
-        centers, neighbors = graph.centers, graph.neighbors
-        passed = donor.index_select(0, centers) - donor.index_select(0, neighbors)
-        q = (self.own * u).index_add(0, centers, self.passed * near * passed)
+        q, weights, moves, reach = self.network(x).unbind(dim=1)
         weights = torch.exp(weights)
         index, num_systems = graph.system_index, graph.total_charge.shape[0]
         sums = sum_systems(torch.stack([q, weights], dim=1), index, num_systems)
@@ -107,9 +93,9 @@ class PartialCharges(torch.nn.Module):
         :return: the charges Q and their energy
         :raises ValueError: for periodic structures in a field
         """
+        q, moves, reach = self.charges(x, graph)
         centers, neighbors = graph.centers, graph.neighbors
         near = 0.5 + 0.5 * torch.cos(self.wave_number * graph.distances)
-        q, moves, reach = self.charges(x, near, graph)
         # the sum is that of half the potential
         potentials = 2.0 * self.coulomb(q.unsqueeze(1), graph).squeeze(1)
         of_neighbors = q.index_select(0, neighbors) * near / graph.distances
