@@ -391,7 +391,9 @@ def draw_curves(name: str, group: Group, path: Path) -> None:
         low, high = min(known["energy"]), max(known["energy"])
         # models that are far off shall not hide the others
         above.set(title=curve, ylim=(low - 0.3 * (high - low), high + 0.3 * (high - low)))
-        below.set(xlabel="coordinate (Å)")
+        low, high = below.get_ylim()
+        # a charge that stays is a flat line
+        below.set(xlabel="coordinate (Å)", ylim=(min(low, high - 0.4), max(high, low + 0.4)))
         for axis in (above, below):
             axis.axvline(TRAINED[curve], color="gray", linestyle=":", linewidth=1)
             axis.grid(alpha=0.2)
