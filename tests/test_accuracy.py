@@ -51,7 +51,7 @@ def test_errors_are_those_of_the_exported_model(accuracy, interpreted, tmp_path,
     result = accuracy.run.measure(model, frames, arguments, seed=3)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     assert result["epochs"] > 3 and result["training_structures"] == 8
-    assert 0.3 < result["processor_seconds"] < 3
+    assert 0.1 < result["processor_seconds"] < 3  # a budget of 0.6 s, whole epochs
 
     ase.io.write(tmp_path / "far.xyz", frames["far"], format="extxyz")
     expected = evaluate(tmp_path / "kept" / "model.pt", tmp_path / "far.xyz")

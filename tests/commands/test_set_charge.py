@@ -110,7 +110,7 @@ def test_not_a_number(tmp_path, charge):
 
 def test_model_without_total_charge(tmp_path):
     source = write(tmp_path / "model.ckpt", conditional=False)
-    with pytest.raises(ValueError, match="model.ckpt: .* trained without total charges and"):
+    with pytest.raises(ValueError, match="model.ckpt: .* trained without total charges, "):
         set_charge(source, 1.0, tmp_path / "fixed.ckpt")
 
 

@@ -66,8 +66,9 @@ class Energy(torch.nn.Module):
         result = self.charge_equilibration.equilibrate(chi, graph)
         energy = result.energies.sum()
         if torch.jit.is_scripting():
-            first = graph.boundaries.first
-            energy = energy + response(energy, result.equilibrium, first).sum()
+            equilibrium = result.equilibrium
+            assert equilibrium is not None
+            energy = energy + response(energy, equilibrium, graph.boundaries.first).sum()
         return energy
 
 

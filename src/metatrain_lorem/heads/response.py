@@ -119,11 +119,11 @@ def check_derived(
     :param outputs: that follow from charges
     :param derived: those that do so although they are targets, and train the charges
     :param dataset_info: targets of the model
-    :raises ValueError: for any other such target
+    :raises ValueError: for any other such target but Born charges, which train charges or a head
     """
     for name in dataset_info.targets:
         base = name.split("/")[0]
-        if base in outputs and name not in derived:
+        if base in outputs and base != BORN_CHARGE and name not in derived:
             raise ValueError(
                 f"target '{name}': models with charges derive '{base}' from them, so that it can't "
                 "be a target. Labels of dipole moments go to 'mtt::dipole_moment', of Born charges "
