@@ -46,12 +46,12 @@ def test_errors_are_those_of_the_exported_model(accuracy, interpreted, tmp_path,
     frames = accuracy.datasets.load(accuracy.datasets.DATASETS["dimers"], Path())
     frames = {name: structures[:8] for name, structures in frames.items()}
     monkeypatch.setattr(accuracy.run, "CALIBRATION", 0.1)
-    arguments = Namespace(minutes=0.01, work=tmp_path, keep=tmp_path / "kept")
+    arguments = Namespace(minutes=0.02, work=tmp_path, keep=tmp_path / "kept")
     model = tiny(accuracy.models.MODELS[name])
     result = accuracy.run.measure(model, frames, arguments, seed=3)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     assert result["epochs"] > 3 and result["training_structures"] == 8
-    assert 0.1 < result["processor_seconds"] < 3  # a budget of 0.6 s, whole epochs
+    assert 0.3 < result["processor_seconds"] < 3
 
     ase.io.write(tmp_path / "far.xyz", frames["far"], format="extxyz")
     expected = evaluate(tmp_path / "kept" / "model.pt", tmp_path / "far.xyz")

@@ -110,7 +110,8 @@ def test_not_a_number(tmp_path, charge):
 
 def test_model_without_total_charge(tmp_path):
     source = write(tmp_path / "model.ckpt", conditional=False)
-    with pytest.raises(ValueError, match="model.ckpt: .* trained without total charges, "):
+    message = "model.ckpt: .* trained without total charges, without charge equilibration and"
+    with pytest.raises(ValueError, match=message):
         set_charge(source, 1.0, tmp_path / "fixed.ckpt")
 
 
