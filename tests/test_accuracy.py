@@ -41,17 +41,18 @@ def tiny(model):
 
 
 @pytest.mark.parametrize("name", ["lorem-sr", pytest.param("lorem-qeq", marks=pytest.mark.slow)])
-def test_errors_are_those_of_the_exported_model(accuracy, interpreted, tmp_path, monkeypatch, name):
+def test_errors_are_those_of_the_exported_model(accuracy, interpreted, tmp_path, name):
     """Energies, forces, charges and dipole moments, beside the package's own evaluation."""
     frames = accuracy.datasets.load(accuracy.datasets.DATASETS["dimers"], Path())
     frames = {name: structures[:8] for name, structures in frames.items()}
-    monkeypatch.setattr(accuracy.run, "CALIBRATION", 0.1)
-    arguments = Namespace(minutes=0.02, work=tmp_path, keep=tmp_path / "kept")
+    arguments = Namespace(minutes=0.05, work=tmp_path, keep=tmp_path / "kept")
     model = tiny(accuracy.models.MODELS[name])
     result = accuracy.run.measure(model, frames, arguments, seed=3)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     assert result["epochs"] > 3 and result["training_structures"] == 8
-    assert 0.3 < result["processor_seconds"] < 3
+    # epochs of some ten milliseconds, whose time a trial of a third of a second tells: the cores
+    # are shared with other tests
+    assert 0.5 < result["processor_seconds"] / (60 * arguments.minutes) < 5
 
     ase.io.write(tmp_path / "far.xyz", frames["far"], format="extxyz")
     expected = evaluate(tmp_path / "kept" / "model.pt", tmp_path / "far.xyz")
