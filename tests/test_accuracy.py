@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
 def accuracy(monkeypatch):
     """Modules of the benchmark, which is no package."""
     monkeypatch.syspath_prepend(FOLDER)
-    names = ("datasets", "models", "run", "report")
+    names = ("datasets", "models", "learning_curves", "run", "report")
     modules = {name: importlib.import_module(name) for name in names}
     yield SimpleNamespace(**modules)
     for name in names:
@@ -124,7 +124,7 @@ def measured(accuracy, monkeypatch):
             test["charges"] = error
         return {
             **{"seed": seed, "minutes": arguments.minutes, "epochs": 7, "architecture": section},
-            **{"training_structures": 50, "tests": {"near": test, "far": test}},
+            **{"training_structures": len(frames["train"]), "tests": {"near": test, "far": test}},
         }
 
     monkeypatch.setattr(accuracy.run, "measure", measure)
@@ -147,6 +147,32 @@ def test_finished_trainings_are_skipped(accuracy, measured, tmp_path, monkeypatc
     monkeypatch.setitem(accuracy.models.MODELS, "mace", changed)
     accuracy.run.main()
     assert measured == [0, 1, 0, 1]
+
+
+def test_shares_of_the_training_structures(accuracy, measured, tmp_path, monkeypatch):
+    """Parts of each other, kept beside the whole, which alone is in the tables."""
+    load, dimers = accuracy.datasets.load, accuracy.datasets.DATASETS["dimers"]
+    parts = [load(dimers, Path(), share)["train"] for share in (0.25, 0.5, 1.0)]
+    positions = [{atoms.positions.tobytes() for atoms in part} for part in parts]
+    assert positions[0] < positions[1] < positions[2]
+    assert [len(part) for part in parts] == [61, 122, 243]
+
+    command = ["run.py", "--sets", "dimers", "--models", "lorem-lr", "pet-lr"]
+    command += ["--results", str(tmp_path)]
+    for share, seed in (("0.25", "3"), ("1", "0")):
+        monkeypatch.setattr(sys, "argv", [*command, "--share", share, "--seeds", seed])
+        accuracy.run.main()
+    assert (tmp_path / "dimers" / "pet-lr-2-3-0.25.json").is_file()
+    ((key, group),) = accuracy.report.read_results(tmp_path).items()
+    assert [result["seed"] for results in group.values() for result in results] == [0, 0]
+    curves = accuracy.report.learning_curves.read_results(tmp_path)
+    assert {number: len(x) for number, x in curves[key]["pet-lr"].items()} == {61: 1, 243: 1}
+    assert "2 processor-minutes for each point" in accuracy.report.sections(tmp_path)
+    accuracy.report.learning_curves.draw(curves, accuracy.report.style, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    monkeypatch.setattr(sys, "argv", [*command, "--share", "25"])
+    with pytest.raises(SystemExit):
+        accuracy.run.main()
 
 
 def test_shown_commands(accuracy, measured, tmp_path, monkeypatch):
@@ -216,7 +242,7 @@ def test_charges_are_for_those_who_use_them(accuracy):
     assert "extra_data" not in neutral_pet["training_set"]
 
 
-@pytest.mark.parametrize("name", ["dimers", "sn2", "water-clusters"])
+@pytest.mark.parametrize("name", ["dimers", "sn2", "water-clusters", "rotation"])
 def test_own_sets(accuracy, name):
     """Labels belong together, and far structures are beyond every cutoff."""
     dataset = accuracy.datasets.DATASETS[name]
@@ -258,7 +284,7 @@ def test_table(accuracy, measured, tmp_path, monkeypatch):
     ((key, group),) = accuracy.report.read_results(tmp_path).items()
     assert key == ("dimers", 2.0)
     text = accuracy.report.section(*key, group)
-    assert "**2 processor-minutes, 4 seeds, 50 training structures**" in text
+    assert "**2 processor-minutes, 4 seeds, 243 training structures**" in text
     rows = [row.splitlines() for row in text.split("   * - ")[2:]]
     cells = [[line.removeprefix("     - ").strip() for line in row] for row in rows]
     assert cells[0][:4] == ["*zero*", "400", "400", "400"]

@@ -178,6 +178,18 @@ def test_only_charges_differ():
     assert quickstart == long_range
 
 
+def test_only_size_and_steps_differ():
+    """The two files to start from; the small one has the size that the accuracy page is about."""
+    small, default = options("small.yaml"), options("default.yaml")
+    size = small["architecture"].pop("model")
+    assert size == options("long-range.yaml")["architecture"]["model"]
+    assert default["architecture"].pop("model").keys() <= size.keys()
+    for file in (small, default):
+        for key in ("num_epochs", "learning_rate"):
+            file["architecture"]["training"].pop(key)
+    assert small == {key: value for key, value in default.items() if key != "base_precision"}
+
+
 def rms(difference):
     return np.sqrt(np.mean(difference**2))
 

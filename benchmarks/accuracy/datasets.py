@@ -12,8 +12,8 @@ HERE = Path(__file__).resolve().parent
 CLUSTERS = HERE.parents[1] / "options" / "data"
 OWN = HERE / "sets"
 CURVES = "curves"
-"""File of structures in steps; ``info`` has the name of the curve, the coordinate in Å, and the
-first atom of the part whose charge is of interest."""
+"""File of structures in steps; ``info`` has the name of the curve, the coordinate in Å or
+degrees, and the first atom of the part whose charge is of interest."""
 CURVE_KEYS = ("curve", "coordinate", "part")
 
 
@@ -58,6 +58,7 @@ DATASETS: dict[str, Dataset] = {
     "dimers": _own("dimers", "Pairs of NH₄⁺, HCOO⁻, H₂O", "near", "far", CURVES),
     "sn2": _own("sn2", "Cl⁻ + CH₃Br → CH₃Cl + Br⁻", "near", "far", CURVES),
     "water-clusters": _own("water", "Water clusters", "small", "large"),
+    "rotation": _own("rotation", "Cumulenes whose ends are turned", "same", "longer", CURVES),
     "ag3": _foreign("Ag₃⁺ and Ag₃⁻", KO, "4g_hdnnp/ag3_"),
     "carbon-chain": _foreign("C₁₀H₂ and C₁₀H₃⁺", KO, "4g_hdnnp/carbon_chain_"),
     "dipeptides": _foreign("Dipeptides", "DFT, SPICE, split of cace-lr-fit", "spice_dipeptides/"),
@@ -92,7 +93,7 @@ def locate(name: str, data: Path) -> Path:
     return data / name.removeprefix("data:") if name.startswith("data:") else Path(name)
 
 
-def load(dataset: Dataset, data: Path) -> dict[str, list[ase.Atoms]]:
+def load(dataset: Dataset, data: Path, share: float = 1.0) -> dict[str, list[ase.Atoms]]:
     """Structures of all files, their energies less a constant per element.
 
     Those constants are a least-squares fit to the training structures. Single precision, in which
@@ -100,6 +101,8 @@ def load(dataset: Dataset, data: Path) -> dict[str, list[ase.Atoms]]:
 
     :param dataset: set
     :param data: folder of foreign sets
+    :param share: of the training structures that is kept, always the same ones; smaller shares are
+        parts of larger ones
     """
     frames = {}
     for name, file in dataset.files.items():
@@ -107,6 +110,9 @@ def load(dataset: Dataset, data: Path) -> dict[str, list[ase.Atoms]]:
         if dataset.only and name in dataset.only:
             key, value = dataset.only[name]
             frames[name] = [atoms for atoms in frames[name] if atoms.info[key] == value]
+    if share < 1.0:
+        order = np.random.default_rng(0).permutation(len(frames["train"]))
+        frames["train"] = [frames["train"][i] for i in order[: round(share * len(order))]]
     elements = sorted({z for atoms in frames["train"] for z in atoms.numbers.tolist()})
 
     def counts(structures: list[ase.Atoms]) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Tables and pictures from ``results/``: ``python benchmarks/accuracy/report.py``.
 
 Writes the tables into ``docs/src/accuracy.rst``, between two comments there, a picture per set into
-``docs/images`` and one of its curves, and a table of models with and without a backbone into
-``docs/src/backbones.rst``.
+``docs/images`` and one of its curves, one of errors against the number of training structures, and
+a table of models with and without a backbone into ``docs/src/backbones.rst``.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
+import learning_curves
 import numpy as np
 from datasets import CURVES, DATASETS, load
 from models import MODELS
@@ -53,7 +54,8 @@ TRAINED = {
     "Cl- and CH3Br": 4.2,
     "Na5Cl4+ and Na2Cl+": 8.0,
 }
-"""Curve -> the largest coordinate in training, Å."""
+"""Curve -> the largest coordinate in training, Å; those of rotation have all angles in training."""
+ALL_ANGLES = "rotation"
 TOLERANCE = 0.05
 """Relative error of the work beyond that, up to which a model has it right."""
 LINES = {"sr": ":", "lr": "-", "charges": "--", "qeq": "-.", "both": (0, (4, 1, 1, 1, 1, 1))}
@@ -64,12 +66,15 @@ Group = dict[str, list[dict]]
 
 def read_results(folder: Path) -> dict[tuple[str, float], Group]:
     """(set, minutes) -> model -> results of all seeds, in the order of ``DATASETS`` and ``MODELS``.
+    Not those of a share of the training structures.
 
     :param folder: with a folder per set
     """
     found: dict[tuple[str, float], Group] = defaultdict(lambda: defaultdict(list))
     for path in sorted(folder.glob("*/*.json")):
         result = json.loads(path.read_text())
+        if result.get("share", 1.0) < 1.0:
+            continue
         found[result["set"], result["minutes"]][result["model"]].append(result)
     sets, names = list(DATASETS), list(MODELS)
     ordered = sorted(found, key=lambda key: (sets.index(key[0]), key[1]))
@@ -189,8 +194,13 @@ def reference_curves(name: str) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def work(curve: dict[str, list[float]], trained: float) -> float:
-    """Energy at the last coordinate less that at the first one beyond training, eV."""
+def work(curve: dict[str, list[float]], trained: float | None) -> float:
+    """Energy at the last coordinate less that at the first one, eV.
+
+    :param curve: coordinates and energies
+    :param trained: where given, the first one beyond it
+    """
+    trained = -np.inf if trained is None else trained
     first = next(i for i, x in enumerate(curve["coordinate"]) if x > trained)
     return curve["energy"][-1] - curve["energy"][first]
 
@@ -208,13 +218,13 @@ def curve_table(name: str, group: Group) -> str:
     :param group: models with curves
     """
     reference = reference_curves(name)
-    labels = {curve: work(x, TRAINED[curve]) for curve, x in reference.items()}
+    labels = {curve: work(x, TRAINED.get(curve)) for curve, x in reference.items()}
     rows = [["model", *(f"{curve}: work, eV" for curve in reference), "right", "seeds"]]
     rows.append(["*labels*", *(f"{x:.3f}" for x in labels.values()), "", ""])
     for model, results in group.items():
         row, right = [MODELS[model].label], True
         for curve, label in labels.items():
-            found = [work(result[CURVES][curve], TRAINED[curve]) for result in results]
+            found = [work(result[CURVES][curve], TRAINED.get(curve)) for result in results]
             row.append(f"{np.median(found):.3f}")
             if len(found) > 1:
                 row[-1] += f", {min(found):.3f} to {max(found):.3f}"
@@ -242,9 +252,11 @@ def section(name: str, minutes: float, group: Group) -> str:
     about_curves = [
         f".. image:: ../images/{picture_name(name, minutes, CURVES)}\n"
         f"   :alt: energies in steps, {dataset.label}",
-        "Energies in steps; dotted: the largest distance in training. *Work* is the energy at the "
-        "last step less that at the first one beyond training; it is right where it is within "
-        f"{100 * TOLERANCE:g} % for all curves and seeds.",
+        "Energies in steps"
+        + ("" if name == ALL_ANGLES else "; dotted: the largest distance in training")
+        + ". *Work* is the energy at the last step less that at the first one"
+        + ("" if name == ALL_ANGLES else " beyond training")
+        + f"; it is right where it is within {100 * TOLERANCE:g} % for all curves and seeds.",
         curve_table(name, curves) if curves else "",
     ]
     return "\n\n".join(
@@ -308,6 +320,8 @@ def sections(results: Path) -> str:
     """
     groups = read_results(results)
     parts = [section(*key, group) for key, group in groups.items()]
+    if learning := learning_curves.read_results(results):
+        parts.append(learning_curves.section(learning))
     if (results / "far_dimers.json").is_file():
         parts.append(far_dimers(json.loads((results / "far_dimers.json").read_text())))
     return "\n\n".join(parts)
@@ -393,9 +407,11 @@ def draw_curves(name: str, group: Group, path: Path) -> None:
         above.set(title=curve, ylim=(low - 0.3 * (high - low), high + 0.3 * (high - low)))
         low, high = below.get_ylim()
         # a charge that stays is a flat line
-        below.set(xlabel="coordinate (Å)", ylim=(min(low, high - 0.4), max(high, low + 0.4)))
+        what = "angle (°)" if name == ALL_ANGLES else "coordinate (Å)"
+        below.set(xlabel=what, ylim=(min(low, high - 0.4), max(high, low + 0.4)))
         for axis in (above, below):
-            axis.axvline(TRAINED[curve], color="gray", linestyle=":", linewidth=1)
+            if curve in TRAINED:
+                axis.axvline(TRAINED[curve], color="gray", linestyle=":", linewidth=1)
             axis.grid(alpha=0.2)
     axes[0, 0].set_ylabel("energy (eV)")
     axes[1, 0].set_ylabel("charge of the part (e)")
@@ -424,6 +440,8 @@ def main() -> None:
         if curves := with_curves(group):
             picture = arguments.images / picture_name(name, minutes, CURVES)
             draw_curves(name, curves, picture)
+    if learning := learning_curves.read_results(arguments.results):
+        learning_curves.draw(learning, style, arguments.images / learning_curves.PICTURE)
     tables = sections(arguments.results)
     for page, text in ((arguments.page, tables), (arguments.backbones, backbone_table(groups))):
         page.write_text(with_tables(page.read_text(), text))

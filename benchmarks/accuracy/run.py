@@ -5,7 +5,8 @@ From the repository's root, in an environment that has the peers, too
 
     python benchmarks/accuracy/run.py --models lorem-sr lorem-lr pet-lr --sets nacl-clusters
 
-Each training writes ``results/SET/MODEL-MINUTES-SEED.json`` beside this file. Repeat the command to
+Each training writes ``results/SET/MODEL-MINUTES-SEED.json`` beside this file, with ``--share`` one
+that ends in the share of the training structures. Repeat the command to
 go on: what is finished is skipped unless the hypers of the model have changed since.
 
 The budget is processor time of epochs, validation included, on one thread. A first, short training
@@ -212,6 +213,7 @@ def parse() -> argparse.Namespace:
     add("--models", nargs="+", choices=MODELS, default=list(MODELS))
     add("--seeds", nargs="+", type=int, default=[0], help="default: 0")
     add("--minutes", type=float, default=2.0, help="processor time of each; default: %(default)s")
+    add("--share", type=float, default=1.0, help="of the training structures; default: all")
     add(
         "--data",
         type=Path,
@@ -221,7 +223,10 @@ def parse() -> argparse.Namespace:
     add("--results", type=Path, default=HERE / "results", help="default: %(default)s")
     add("--work", type=Path, help="folder for temporary files; default: that of the system")
     add("--keep", type=Path, help="folder for the files of the last training")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if not 0.0 < arguments.share <= 1.0:
+        parser.error(f"--share {arguments.share:g}: not more than 0 and at most 1")
+    return arguments
 
 
 def main() -> None:
@@ -233,10 +238,11 @@ def main() -> None:
         if reason := datasets.missing(dataset, arguments.data):
             print(f"{name}: left out, {reason}", flush=True)
             continue
-        frames = datasets.load(dataset, arguments.data)
+        frames = datasets.load(dataset, arguments.data, arguments.share)
+        end = f"-{arguments.share:g}" if arguments.share < 1.0 else ""
         for seed in arguments.seeds:
             for key in arguments.models:
-                path = arguments.results / name / f"{key}-{arguments.minutes:g}-{seed}.json"
+                path = arguments.results / name / f"{key}-{arguments.minutes:g}-{seed}{end}.json"
                 section = options(MODELS[key], frames, Path(), 1, seed)["architecture"]
                 if finished(path, section):
                     print(f"{path.name} of {name} is there", flush=True)
@@ -247,7 +253,8 @@ def main() -> None:
                     print(f"{key} on {name} failed:\n{error}", flush=True)
                     continue
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps({"set": name, "model": key, **result}, indent=1) + "\n")
+                result = {"set": name, "model": key, "share": arguments.share, **result}
+                path.write_text(json.dumps(result, indent=1) + "\n")
                 errors = "; ".join(
                     f"{test}: {x['energy']['rmse']:.2f} meV/atom, {x['forces']['rmse']:.1f} meV/Å"
                     for test, x in result["tests"].items()

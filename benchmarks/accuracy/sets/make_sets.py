@@ -11,7 +11,11 @@ Labels and format are those of ``options/data/generate.py``. It writes beside it
   file.
 * ``water-{train,valid,small,large}.xyz``: hot clusters of two to five molecules, and of eight in
   the last file.
-* ``{dimers,sn2,nacl}-curves.xyz``: parts pulled apart, and the reaction, in steps.
+* ``rotation-{train,valid,same,longer}.xyz``: cumulenes, CₙH₄, whose ends are turned against each
+  other; n is 4, 6, 8 and 10, and 12 in the last file. From ten atoms on none sees both ends within
+  a cutoff of 5 Å.
+* ``{dimers,sn2,nacl,rotation}-curves.xyz``: parts pulled apart, the reaction, and ends turned, in
+  steps. A quarter of a turn is left out: levels cross there, and energies have a cusp.
 
 Parts of a dimer must keep the charge they have alone, within 0.02 e. NH₄⁺ and HCOO⁻ beside each
 other do not: GFN2-xTB lets charge flow between opposite ions that are far apart, so that this pair
@@ -40,6 +44,9 @@ LARGEST_FORCE = 15.0  # eV/Å
 NEAR, FAR = (1.8, 5.0), (7.0, 12.0)  # Å, smallest distance between atoms of the two parts
 STEPS = np.round(np.geomspace(2.5, 20.0, 18), 2)  # Å, smallest distance of parts pulled apart
 BOUND = {"Cl": 1.80, "Br": 1.95}  # Å, halogens to carbon
+CHAINS = (4, 6, 8, 10)  # carbon atoms
+LONGER = 12
+ANGLES = np.arange(0.0, 76.0, 7.5)  # degrees
 REACTION, APART = (1.8, 6.0), (7.0, 12.0)  # Å, from carbon to the halogen that is not bound
 
 PAIRS = (
@@ -220,6 +227,51 @@ def reaction_path() -> list[Atoms]:
     return sorted(path, key=lambda atoms: atoms.info["coordinate"])
 
 
+def cumulene(carbons: int, angle: float, bond: float = 1.28) -> Atoms:
+    """A straight chain of carbon atoms with two hydrogen atoms at each end.
+
+    :param carbons: number of carbon atoms
+    :param angle: of the plane of the last two hydrogen atoms with that of the first two, degrees
+    :param bond: between carbon atoms, Å
+    """
+    chain = [[0.0, 0.0, bond * i] for i in range(carbons)]
+    ends = []
+    for height, turn in ((-0.55, 0.0), (chain[-1][2] + 0.55, np.radians(angle))):
+        x, y = 0.93 * np.cos(turn), 0.93 * np.sin(turn)
+        ends += [[x, y, height], [-x, -y, height]]
+    return Atoms(f"C{carbons}H4", chain + ends)
+
+
+def turned(each: int, chains: tuple[int, ...], rng: np.random.Generator) -> list[Atoms]:
+    """
+    :param each: number of displaced structures of every length
+    :param chains: numbers of carbon atoms
+    """
+    structures = []
+    for carbons in chains:
+        for _ in range(each):
+            atoms = cumulene(carbons, rng.uniform(0.0, 180.0), rng.normal(1.28, 0.01))
+            atoms.rattle(0.04, rng=rng)
+            atoms.positions = atoms.positions @ generate.random_rotation(rng)
+            atoms.positions -= atoms.positions.mean(axis=0)
+            structures.append(labelled(atoms, 0))
+    return [atoms for atoms in structures if atoms is not None]
+
+
+def turned_in_steps(carbons: int) -> list[Atoms]:
+    """
+    :param carbons: number of carbon atoms
+    """
+    steps = []
+    for angle in ANGLES:
+        atoms = labelled(cumulene(carbons, angle), 0)
+        assert atoms is not None
+        end = {"curve": f"C{carbons}H4", "coordinate": angle, "part": carbons + 2}
+        atoms.info |= end
+        steps.append(atoms)
+    return steps
+
+
 def write_set(name: str, make: Callable, files: dict[str, tuple]) -> None:
     """Write the files of a set, each from dynamics and random numbers of its own."""
     for seed, (file, arguments) in enumerate(files.items()):
@@ -252,11 +304,22 @@ if __name__ == "__main__":
         water,
         {"train": (48, sizes), "valid": (6, sizes), "small": (12, sizes), "large": (24, (8,))},
     )
+    write_set(
+        "rotation",
+        turned,
+        {
+            "train": (50, CHAINS),
+            "valid": (8, CHAINS),
+            "same": (15, CHAINS),
+            "longer": (30, (LONGER,)),
+        },
+    )
     pairs = (("NH4+", "NH4+"), ("HCOO-", "HCOO-"))
     curves = {
         "dimers": sum((pulled_apart(pair, MOLECULES) for pair in pairs), []),
         "sn2": reaction_path(),
         "nacl": pulled_apart(("Na5Cl4+", "Na2Cl+"), generate.starting_clusters()),
+        "rotation": sum((turned_in_steps(carbons) for carbons in (6, 10, LONGER)), []),
     }
     for name, frames in curves.items():
         generate.write(FOLDER / f"{name}-curves.xyz", frames)
