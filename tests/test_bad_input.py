@@ -25,6 +25,8 @@ from omegaconf import OmegaConf
 
 from metatrain_lorem.model import Lorem
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 PAIR = [[0.0, 0.0, 0.0], [0.0, 0.0, 1.2]]
 FLAT = [[4.0, 0.0, 0.0], [0.0, 4.0, 0.0], [4.0, 4.0, 0.0]]
 REFUSED = {

@@ -328,7 +328,7 @@ def test_exported_iterative(lorem, tmp_path):
         torch.autograd.grad(results["charge"].block().values.sum(), positions)
 
 
-@pytest.mark.parametrize("boundary", ["bulk", "molecule"])
+@pytest.mark.parametrize("boundary", ["bulk", pytest.param("molecule", marks=pytest.mark.slow)])
 def test_energies_of_atoms_exported_iterative(lorem, tmp_path, boundary):
     """Engines that want energies of atoms take the forces of their sum from the same evaluation."""
     model = equilibrated(lorem, solver="iterative")

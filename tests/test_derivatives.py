@@ -150,8 +150,15 @@ def test_eager(lorem, name, boundary):
     check_derivatives(model, in_form(model, "eager", None), lorem.frames[boundary], lorem)
 
 
-@pytest.mark.parametrize("form", ["scripted", "exported"])
-@pytest.mark.parametrize("name", ["long range", "message passing", "ZBL", "dispersion", BACKBONE])
+# an exported model is a scripted one
+OTHER_FORMS = [("long range", "scripted"), ("long range", "exported")] + [
+    pytest.param(name, form, marks=[] if form == "exported" else pytest.mark.slow)
+    for name in ("message passing", "ZBL", "dispersion", BACKBONE)
+    for form in ("scripted", "exported")
+]
+
+
+@pytest.mark.parametrize("name, form", OTHER_FORMS)
 def test_other_forms(lorem, tmp_path, name, form):
     """One compilation serves all boundaries."""
     model = lorem.new_model(**MODELS[name])

@@ -12,6 +12,8 @@ from helpers import backbones
 from metatomic.torch import ModelOutput
 from metatomic_ase import MetatomicCalculator
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 FOLDER = Path(__file__).parent
 NUM_MEMBERS = 200
 MODEL_HYPERS = {

@@ -18,6 +18,8 @@ from omegaconf import OmegaConf
 
 from metatrain_lorem.commands.set_charge import set_charge
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 EQUILIBRATED = {"charge_equilibration": {"enable": True, "accuracy": 1e-4}}
 MODELS = {
     "head": {"long_range": {"enable": False}},

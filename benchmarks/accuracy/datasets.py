@@ -26,7 +26,7 @@ class Dataset:
     """``train``, ``valid``, and tests under names of their own"""
     source: str
     only: dict[str, tuple[str, str]] | None = None
-    """Test -> key of ``info`` and the value that its structures have"""
+    """Test -> key of ``info`` and how its value begins in these structures"""
 
     @property
     def tests(self) -> list[str]:
@@ -109,7 +109,9 @@ def load(dataset: Dataset, data: Path, share: float = 1.0) -> dict[str, list[ase
         frames[name] = ase.io.read(locate(file, data), ":")
         if dataset.only and name in dataset.only:
             key, value = dataset.only[name]
-            frames[name] = [atoms for atoms in frames[name] if atoms.info[key] == value]
+            frames[name] = [atoms for atoms in frames[name] if atoms.info[key].startswith(value)]
+            if not frames[name]:
+                raise ValueError(f"{file}: no structure whose {key} begins with {value}")
     if share < 1.0:
         order = np.random.default_rng(0).permutation(len(frames["train"]))
         frames["train"] = [frames["train"][i] for i in order[: round(share * len(order))]]

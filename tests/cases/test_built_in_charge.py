@@ -15,6 +15,8 @@ from metatrain.utils.io import load_model
 from metatrain_lorem.__main__ import main
 from metatrain_lorem.commands.set_charge import set_charge
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 OPTIONS = """
 systems: {read_from: test.xyz, length_unit: angstrom}
 targets: {energy: {key: energy, unit: eV}}

@@ -21,6 +21,8 @@ from metatrain.utils.data import DatasetInfo
 from metatrain.utils.data.target_info import get_energy_target_info, get_generic_target_info
 from metatrain.utils.io import load_model
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 SHIFTS = {1: -500.0, 8: -700.0}
 """Another zero of energy, eV per atom."""
 CONTENT = {"energy": {"key": "energy", "unit": "eV", "forces": {"key": "forces"}}}

@@ -18,6 +18,8 @@ from metatrain.utils.data.target_info import get_energy_target_info, get_generic
 
 from metatrain_lorem.commands.report.evaluation import evaluate
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 MODEL_HYPERS = {**training.MODEL_HYPERS, "charge_equilibration": {"enable": True}}
 ENERGY = {"energy": get_energy_target_info("energy", {"unit": "eV"})}
 SECTION = {"quantity": "charge", "unit": "e", "type": "scalar", "sample_kind": "atom"}

@@ -20,6 +20,8 @@ from metatrain_lorem.commands.report.labels import Keys
 from metatrain_lorem.commands.report.parity_plot import _panels, plot_parity
 from metatrain_lorem.commands.report.table import errors
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 ENERGY = {"energy": get_energy_target_info("energy", {"unit": "eV"})}
 SHORT = {"long_range": {"enable": False}}
 
@@ -38,7 +40,7 @@ def frames() -> list[ase.Atoms]:
     return made
 
 
-@pytest.mark.parametrize("form", ["matrix", "Voigt"])
+@pytest.mark.parametrize("form", ["matrix", pytest.param("Voigt", marks=pytest.mark.slow)])
 def test_stress(tmp_path, form):
     """Of the structures for which it means something, as a matrix or as six numbers."""
     models.new_model(**SHORT).export().save(tmp_path / "model.pt")
@@ -69,7 +71,7 @@ TARGETS = {
 }
 
 
-@pytest.mark.parametrize("with_energy", [True, False])
+@pytest.mark.parametrize("with_energy", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_other_targets(tmp_path, capsys, with_energy):
     """Scalars and tensors of atoms and structures, with an energy or without."""
     model = models.new_model({**(ENERGY if with_energy else {}), **TARGETS}, **SHORT)

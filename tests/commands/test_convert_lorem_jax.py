@@ -22,6 +22,8 @@ from metatrain.utils.neighbor_lists import get_system_with_neighbor_lists
 
 from metatrain_lorem.commands.convert_lorem_jax.conversion import convert, read_parameters
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "lorem_jax"
 SETTINGS = ["plain", "message_passing", "scalar_message_passing", "short_range", "zero_start"]
 SETTINGS.append("born_charges")

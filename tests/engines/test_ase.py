@@ -103,6 +103,7 @@ def test_energies_of_atoms(calculators, structures, name):
     np.testing.assert_allclose(atoms.calc.results["forces"], forces, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_energies_of_atoms_with_the_iterative_solver(calculators, structures):
     test_energies_of_atoms(calculators, structures, "qeq_iterative")
 
