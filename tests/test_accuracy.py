@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import ase.io
 import numpy as np
 import pytest
+import yaml
 from helpers.docs import snippets
 
 from metatrain_lorem.commands.report.evaluation import evaluate
@@ -97,6 +98,12 @@ def test_work_beyond_training(accuracy):
     rows = report.curve_table("dimers", group).split("   * - ")[1:]
     verdicts = [row.splitlines()[3].strip("- ") for row in rows]
     assert verdicts == ["right", "", "yes", "no"]
+
+
+def test_size_is_that_of_the_small_options_file(accuracy):
+    model = yaml.safe_load((ROOT / "options" / "small.yaml").read_text())["architecture"]["model"]
+    assert model == accuracy.models.SMALL
+    assert accuracy.models.MODELS["lorem-lr"].hypers == model
 
 
 def test_epochs_fill_the_budget(accuracy):

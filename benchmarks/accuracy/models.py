@@ -11,9 +11,9 @@ SMALL = {
     "num_features": 32,
     "num_spherical_features": 4,
     "max_degree": 3,
-    "long_range": {"max_degree": 1},
+    "long_range": {"max_degree": 2},
 }
-"""lorem's size in the quickstart."""
+"""lorem's size in options/small.yaml."""
 
 PET_SMALL = {
     "cutoff": CUTOFF,
