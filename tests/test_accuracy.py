@@ -239,7 +239,7 @@ def test_charges_are_for_those_who_use_them(accuracy):
     assert weight["weight"] == pytest.approx(len(charges) / sum(within), rel=0.05)
     for name, options in section.items():
         charged = "mtt::atomic_charge" in options["training_set"]["targets"]
-        assert charged == ("lorem" in name and name.endswith(("qeq", "both")))
+        assert charged == ("lorem" in name and name.endswith(("qeq", "both", "both1")))
         takes_charge = "lorem" in name or name in ("pet", "pet-lr")
         assert ("extra_data" in options["validation_set"]) == takes_charge
     assert section["pet"]["architecture"]["model"]["system_conditioning"]

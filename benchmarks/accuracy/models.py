@@ -54,7 +54,8 @@ class Model:
 
 
 def _lorem(name: str, label: str, hypers: dict, training: dict) -> dict[str, Model]:
-    """Four models of one size: with and without each of the long-range blocks."""
+    """Models of one size: with and without each of the long-range blocks, and with charges of lower
+    degree."""
     long_range = hypers.get("long_range", {})
     off = {"long_range": {"enable": False}}
     on = {"charge_equilibration": {"enable": True}}
@@ -66,6 +67,10 @@ def _lorem(name: str, label: str, hypers: dict, training: dict) -> dict[str, Mod
         "qeq": ("equilibration", hypers | off | on),
         "both": ("both", hypers | {"long_range": long_range} | on),
     }
+    if long_range.get("max_degree") == 2:
+        less = {"long_range": {"max_degree": 1}}
+        variants["lr1"] = ("long range to degree 1", hypers | less)
+        variants["both1"] = ("both, to degree 1", hypers | less | on)
     return {
         f"{name}-{key}": Model("lorem", f"{label}, {variant_label}", variant, training)
         for key, (variant_label, variant) in variants.items()

@@ -22,6 +22,7 @@ UNITS = {"energy": "meV/atom", "forces": "meV/Å", "charges": "me", "dipoles": "
 COLORS = {"lorem": "tab:blue", "pet": "tab:orange", "soap-bpnn": "tab:green", "mace": "tab:purple"}
 COLORS |= {"lorem-default": "tab:cyan", "pet-lorem": "tab:red", "soap-bpnn-lorem": "tab:olive"}
 MARKERS = {"": "o", "sr": "o", "lr": "^", "charges": "v", "qeq": "s", "both": "D"}
+MARKERS |= {"lr1": "<", "both1": "d"}
 
 PUBLISHED = {
     ("CC", "CACE-LES"): (2.72, 10.7),
@@ -59,6 +60,7 @@ ALL_ANGLES = "rotation"
 TOLERANCE = 0.05
 """Relative error of the work beyond that, up to which a model has it right."""
 LINES = {"sr": ":", "lr": "-", "charges": "--", "qeq": "-.", "both": (0, (4, 1, 1, 1, 1, 1))}
+LINES |= {"lr1": (0, (8, 2)), "both1": (0, (8, 1, 1, 1))}
 """Line of a model in pictures of curves."""
 
 Group = dict[str, list[dict]]
