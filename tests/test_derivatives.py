@@ -151,11 +151,13 @@ def test_eager(lorem, name, boundary):
 
 
 # an exported model is a scripted one
-OTHER_FORMS = [("long range", "scripted"), ("long range", "exported")] + [
-    pytest.param(name, form, marks=[] if form == "exported" else pytest.mark.slow)
-    for name in ("message passing", "ZBL", "dispersion", BACKBONE)
-    for form in ("scripted", "exported")
+OTHER_FORMS = [("long range", "scripted"), ("long range", "exported")]
+OTHER_FORMS += [(name, "exported") for name in ("message passing", "ZBL", "dispersion")]
+OTHER_FORMS += [
+    pytest.param(name, "scripted", marks=pytest.mark.slow)
+    for name in ("message passing", "ZBL", "dispersion", "backbone")
 ]
+OTHER_FORMS += [pytest.param("backbone", "exported", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("name, form", OTHER_FORMS)
