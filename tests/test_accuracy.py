@@ -305,7 +305,7 @@ def test_table_of_backbones(accuracy, measured, tmp_path, monkeypatch):
     command = ["run.py", "--sets", "dimers", "--results", str(tmp_path)]
     for models, seeds, minutes in (
         ("soap-bpnn-lorem-both", "0 1 8", "1"),
-        ("soap-bpnn lorem-lr lorem-sr", "2", "1"),
+        ("soap-bpnn lorem-lr1 lorem-sr", "2", "1"),
         ("pet", "0", "2"),
     ):
         more = ["--models", *models.split(), "--seeds", *seeds.split(), "--minutes", minutes]
@@ -317,7 +317,7 @@ def test_table_of_backbones(accuracy, measured, tmp_path, monkeypatch):
     assert cells[0][1:3] == ["far pairs: energy, meV/atom", "far pairs: forces, meV/Å"]
     assert [len(row) for row in cells] == [8, 8, 8, 8]
     assert {row[0]: row[1:] for row in cells[1:]} == {
-        "lorem, long range": ["3.00", "3.00", "", "", "", "", "1"],
+        "lorem, long range to degree 1": ["3.00", "3.00", "", "", "", "", "1"],
         "SOAP-BPNN": ["3.00", "3.00", "", "", "", "", "1"],
         "SOAP-BPNN + lorem, both": [*2 * ["**2.00**, 1.00–9.00"], "", "", "", "", "3"],
     }
