@@ -174,7 +174,7 @@ def test_shares_of_the_training_structures(accuracy, measured, tmp_path, monkeyp
     assert [result["seed"] for results in group.values() for result in results] == [0, 0]
     curves = accuracy.report.learning_curves.read_results(tmp_path)
     assert {number: len(x) for number, x in curves[key]["pet-lr"].items()} == {61: 1, 243: 1}
-    assert "2 processor-minutes for each point" in accuracy.report.sections(tmp_path)
+    assert "(near, 2 processor-minutes); the same budget" in accuracy.report.sections(tmp_path)
     accuracy.report.learning_curves.draw(curves, accuracy.report.style, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
     monkeypatch.setattr(sys, "argv", [*command, "--share", "25"])

@@ -109,12 +109,14 @@ def load(dataset: Dataset, data: Path, share: float = 1.0) -> dict[str, list[ase
         frames[name] = ase.io.read(locate(file, data), ":")
         if dataset.only and name in dataset.only:
             key, value = dataset.only[name]
-            frames[name] = [atoms for atoms in frames[name] if atoms.info[key].startswith(value)]
+            frames[name] = [
+                atoms for atoms in frames[name] if str(atoms.info.get(key, "")).startswith(value)
+            ]
             if not frames[name]:
                 raise ValueError(f"{file}: no structure whose {key} begins with {value}")
     if share < 1.0:
         order = np.random.default_rng(0).permutation(len(frames["train"]))
-        frames["train"] = [frames["train"][i] for i in order[: round(share * len(order))]]
+        frames["train"] = [frames["train"][i] for i in order[: max(1, round(share * len(order)))]]
     elements = sorted({z for atoms in frames["train"] for z in atoms.numbers.tolist()})
 
     def counts(structures: list[ase.Atoms]) -> np.ndarray:

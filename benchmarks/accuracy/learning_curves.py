@@ -29,7 +29,13 @@ def read_results(folder: Path) -> Curves:
     sets, names = list(DATASETS), list(MODELS)
     curves = {}
     for key in sorted(found, key=lambda key: (sets.index(key[0]), key[1])):
-        models = {name: found[key][name] for name in names if len(found[key].get(name, ())) > 1}
+        models = {
+            name: found[key][name]
+            for name in names
+            if any(
+                x.get("share", 1.0) < 1.0 for results in found[key][name].values() for x in results
+            )
+        }
         if models:
             curves[key] = models
     return curves
@@ -52,15 +58,15 @@ def section(curves: Curves) -> str:
 
     :param curves: of all sets
     """
-    minutes = sorted({minutes for _, minutes in curves})
-    budget = " or ".join(f"{x:g}" for x in minutes)
-    sets = ", ".join(f"{DATASETS[name].label} ({first_test(name)})" for name, _ in curves)
+    sets = ", ".join(
+        f"{DATASETS[name].label} ({first_test(name)}, {minutes:g} processor-minutes)"
+        for name, minutes in curves
+    )
     return "\n\n".join(
         [
             f"{TITLE}\n{'-' * len(TITLE)}",
-            f"{sets}; the same budget of {budget} processor-minute"
-            f"{'' if minutes == [1.0] else 's'} for each point, so that fewer structures are seen "
-            "more often.",
+            f"{sets}; the same budget for each point, so that fewer structures are seen more "
+            "often; medians over seeds.",
             f".. image:: ../images/{PICTURE}\n   :alt: {TITLE.lower()}",
         ]
     )
@@ -85,7 +91,7 @@ def draw(curves: Curves, style: Callable[[str], tuple[str, str]], path: Path) ->
         squeeze=False,
     )
     handles = {}
-    for ((name, _), models), column in zip(curves.items(), axes.T, strict=True):
+    for ((name, minutes), models), column in zip(curves.items(), axes.T, strict=True):
         test = first_test(name)
         for axis, quantity in zip(column, ("energy", "forces"), strict=True):
             for model, points in models.items():
@@ -102,13 +108,14 @@ def draw(curves: Curves, style: Callable[[str], tuple[str, str]], path: Path) ->
                 )
                 handles[MODELS[model].label] = line
             axis.set(xscale="log", yscale="log")
+            numbers = sorted({number for points in models.values() for number in points})
             axis.set_xticks(numbers, [str(number) for number in numbers])
             axis.xaxis.set_minor_formatter(NullFormatter())
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axis.yaxis.set_minor_formatter(NullFormatter())
             axis.grid(which="both", alpha=0.2)
-        column[0].set_title(f"{DATASETS[name].label}\n({test})", fontsize=9)
+        column[0].set_title(f"{DATASETS[name].label}\n({test}, {minutes:g} min)", fontsize=9)
         column[1].set_xlabel("training structures")
     axes[0, 0].set_ylabel("energy RMSE (meV/atom)")
     axes[1, 0].set_ylabel("force RMSE (meV/Å)")

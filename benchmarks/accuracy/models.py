@@ -45,8 +45,6 @@ class Model:
     label: str
     hypers: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
-    parent: str | None = None
-    """The same model without long-range parts."""
 
     @property
     def equilibrates(self) -> bool:
@@ -68,7 +66,7 @@ def _lorem(name: str, label: str, hypers: dict, training: dict) -> dict[str, Mod
         "both": ("both", hypers | {"long_range": long_range} | on),
     }
     if long_range.get("max_degree") == 2:
-        less = {"long_range": {"max_degree": 1}}
+        less = {"long_range": long_range | {"max_degree": 1}}
         variants["lr1"] = ("long range to degree 1", hypers | less)
         variants["both1"] = ("both, to degree 1", hypers | less | on)
     return {

@@ -109,7 +109,9 @@ def digits(number: float) -> str:
     return f"{number:.0f}" if number >= 100 else f"{number:#.3g}"
 
 
-def cell(results: list[dict], column: tuple[str, str], best: float, with_mae: bool = True) -> str:
+def cell(
+    results: list[dict], column: tuple[str, str], best: float | None, with_mae: bool = True
+) -> str:
     """Median of RMSE and MAE over the seeds, and the range of the RMSE."""
     rmse = values(results, column, "rmse")
     if not rmse:
@@ -140,12 +142,15 @@ def list_table(rows: list[list[str]]) -> str:
 def table(group: Group) -> str:
     """A table of one set and budget, as reStructuredText."""
     columns = quantities(group)
-    best = {column: smallest(group, column) for column in columns}
+    # one model is not the best of several
+    best = {column: smallest(group, column) if len(group) > 1 else None for column in columns}
     heads = [f"{test}: {quantity}, {UNITS[quantity]}" for test, quantity in columns]
     rows = [["model", *heads, "epochs", "seeds"]]
-    first = next(iter(group.values()))
-    known = [values(first, column, "label_rms") for column in columns]
-    rows.append(["*zero*", *(digits(x[0]) if x else "" for x in known), "", ""])
+    known = [
+        next(x for x in (values(r, column, "label_rms") for r in group.values()) if x)
+        for column in columns
+    ]
+    rows.append(["*zero*", *(digits(x[0]) for x in known), "", ""])
     for name, results in group.items():
         epochs = [result["epochs"] for result in results]
         row = [MODELS[name].label, *(cell(results, column, best[column]) for column in columns)]

@@ -12,8 +12,8 @@ Labels and format are those of ``options/data/generate.py``. It writes beside it
 * ``water-{train,valid,small,large}.xyz``: hot clusters of two to five molecules, and of eight in
   the last file.
 * ``rotation-{train,valid,same,longer}.xyz``: cumulenes, CₙH₄, whose ends are turned against each
-  other; n is 4, 6, 8 and 10, and 12 in the last file. From ten atoms on none sees both ends within
-  a cutoff of 5 Å.
+  other; n is 4, 6, 8 and 10, and 12 in the last file. From eight on no atom sees both ends
+  within a cutoff of 5 Å.
 * ``{dimers,sn2,nacl,rotation}-curves.xyz``: parts pulled apart, the reaction, and ends turned, in
   steps. A quarter of a turn is left out: levels cross there, and energies have a cusp.
 
