@@ -202,13 +202,8 @@ def reference_curves(name: str) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def work(curve: dict[str, list[float]], trained: float | None) -> float:
-    """Energy at the last coordinate less that at the first one, eV.
-
-    :param curve: coordinates and energies
-    :param trained: where given, the first one beyond it
-    """
-    trained = -np.inf if trained is None else trained
+def work(curve: dict[str, list[float]], trained: float) -> float:
+    """Energy at the last coordinate less that at the first one beyond training, eV."""
     first = next(i for i, x in enumerate(curve["coordinate"]) if x > trained)
     return curve["energy"][-1] - curve["energy"][first]
 
@@ -226,13 +221,13 @@ def curve_table(name: str, group: Group) -> str:
     :param group: models with curves
     """
     reference = reference_curves(name)
-    labels = {curve: work(x, TRAINED.get(curve)) for curve, x in reference.items()}
+    labels = {curve: work(x, TRAINED.get(curve, -np.inf)) for curve, x in reference.items()}
     rows = [["model", *(f"{curve}: work, eV" for curve in reference), "right", "seeds"]]
     rows.append(["*labels*", *(f"{x:.3f}" for x in labels.values()), "", ""])
     for model, results in group.items():
         row, right = [MODELS[model].label], True
         for curve, label in labels.items():
-            found = [work(result[CURVES][curve], TRAINED.get(curve)) for result in results]
+            found = [work(result[CURVES][curve], TRAINED.get(curve, -np.inf)) for result in results]
             row.append(f"{np.median(found):.3f}")
             if len(found) > 1:
                 row[-1] += f", {min(found):.3f} to {max(found):.3f}"

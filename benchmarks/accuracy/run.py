@@ -6,8 +6,8 @@ From the repository's root, in an environment that has the peers, too
     python benchmarks/accuracy/run.py --models lorem-sr lorem-lr pet-lr --sets nacl-clusters
 
 Each training writes ``results/SET/MODEL-MINUTES-SEED.json`` beside this file, with ``--share`` one
-that ends in the share of the training structures. Repeat the command to
-go on: what is finished is skipped unless the hypers of the model have changed since.
+that ends in the share of the training structures. Repeat the command to go on: what is finished is
+skipped unless the hypers of the model have changed since.
 
 The budget is processor time of epochs, validation included, on one thread. A first, short training
 tells the time of an epoch, and the number of epochs follows, so that the learning rate of every

@@ -259,15 +259,15 @@ def turned(each: int, chains: tuple[int, ...], rng: np.random.Generator) -> list
 
 
 def turned_in_steps(carbons: int) -> list[Atoms]:
-    """
+    """Undisplaced chains, their angle, and where the end that is turned starts.
+
     :param carbons: number of carbon atoms
     """
     steps = []
     for angle in ANGLES:
         atoms = labelled(cumulene(carbons, angle), 0)
         assert atoms is not None
-        end = {"curve": f"C{carbons}H4", "coordinate": angle, "part": carbons + 2}
-        atoms.info |= end
+        atoms.info |= {"curve": f"C{carbons}H4", "coordinate": angle, "part": carbons + 2}
         steps.append(atoms)
     return steps
 
