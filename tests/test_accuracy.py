@@ -164,7 +164,8 @@ def test_shares_of_the_training_structures(accuracy, measured, tmp_path, monkeyp
     assert positions[0] < positions[1] < positions[2]
     assert [len(part) for part in parts] == [61, 122, 243]
 
-    assert len(load(dimers, Path(), 1e-6)["train"]) == 1
+    with pytest.raises(ValueError, match="valid: C, O not in the 1 training structures of a share"):
+        load(dimers, Path(), 1e-6)
     with pytest.raises(ValueError, match="dimers-near.xyz: no structure whose curve begins with x"):
         load(replace(dimers, only={"near": ("curve", "x")}), Path())
 

@@ -99,9 +99,16 @@ def test_trains_and_resumes(far_dimers, tmp_path, monkeypatch, capsys):
         epochs=1,
         batch_size=2,
         energy_weight=1.0,
+        energies_last=False,
     )
     far_dimers.train_all(arguments)
     (result,) = json.loads(far_dimers.RESULTS.read_text())
+    monkeypatch.setattr(far_dimers, "ENERGIES_LAST", {"num_epochs": 2, "batch_size": 4})
+    arguments.energies_last = True
+    far_dimers.train_all(arguments)  # the first training once more, stored already
+    first, last = json.loads(far_dimers.RESULTS.read_text())
+    assert first == result and last["energies_last"] and not first["energies_last"]
+    assert last["energies"] != first["energies"] and last["seconds"] >= 0
     energies = np.array(result["energies"])
     assert len(energies) == 6 and result["boundaries"] == "isolated"
     assert result["far"][0] == pytest.approx(np.sqrt((energies[4:] ** 2).mean()), abs=0.01)

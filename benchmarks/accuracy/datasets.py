@@ -7,6 +7,7 @@ import ase
 import ase.io
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.data import chemical_symbols
 
 HERE = Path(__file__).resolve().parent
 CLUSTERS = HERE.parents[1] / "options" / "data"
@@ -103,6 +104,7 @@ def load(dataset: Dataset, data: Path, share: float = 1.0) -> dict[str, list[ase
     :param data: folder of foreign sets
     :param share: of the training structures that is kept, always the same ones; smaller shares are
         parts of larger ones
+    :raises ValueError: if an element of other structures is not among those that are kept
     """
     frames = {}
     for name, file in dataset.files.items():
@@ -118,6 +120,15 @@ def load(dataset: Dataset, data: Path, share: float = 1.0) -> dict[str, list[ase
         order = np.random.default_rng(0).permutation(len(frames["train"]))
         frames["train"] = [frames["train"][i] for i in order[: max(1, round(share * len(order)))]]
     elements = sorted({z for atoms in frames["train"] for z in atoms.numbers.tolist()})
+    for name, structures in frames.items():
+        unknown = {x for atoms in structures for x in atoms.symbols} - {
+            chemical_symbols[z] for z in elements
+        }
+        if unknown:
+            raise ValueError(
+                f"{name}: {', '.join(sorted(unknown))} not in the {len(frames['train'])} training "
+                f"structures of a share of {share:g}: take a larger one"
+            )
 
     def counts(structures: list[ase.Atoms]) -> np.ndarray:
         return np.array([[(atoms.numbers == z).sum() for z in elements] for atoms in structures])

@@ -6,7 +6,9 @@
 
 ``train``: one model per class (charged, polar, apolar partners), trained on the frames of
 ``lode6_train.xyz`` (ten, below 12.3 Å) and evaluated, as an exported file, on these and on those of
-``lode6_test.xyz`` (three, up to 15 Å); adds to ``results/far_dimers.json`` what is not there yet.
+``lode6_test.xyz`` (three, up to 15 Å); adds to ``results/far_dimers.json`` what is not there yet. With
+``--energies-last`` each model is trained on, by a loss that is all but energies, and evaluated
+again.
 
 ``labels``: whether the labels are of isolated dimers or of dimers in a periodic box, and of which
 length: the least misfit of fixed charges on the atoms, for which neither model nor training
@@ -19,6 +21,7 @@ import json
 import logging
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import ase
@@ -56,6 +59,10 @@ SIZE = {
     "max_degree": 3,
 }
 """That of options/quickstart.yaml."""
+
+ENERGIES_LAST = {"num_epochs": 300, "batch_size": 10}
+ENERGIES_LAST_WEIGHT = 1000.0
+"""Of the second training: all frames in each step."""
 
 
 def read_frames(folder: Path, label: str, isolated: bool) -> tuple[list[ase.Atoms], int]:
@@ -99,12 +106,15 @@ def dataset_options(path: Path) -> dict:
     return OmegaConf.create(options)
 
 
-def train(frames: list[ase.Atoms], seed: int, arguments: argparse.Namespace) -> Lorem:
+def train(
+    frames: list[ase.Atoms], seed: int, arguments: argparse.Namespace
+) -> Iterator[tuple[bool, Lorem]]:
     """
     :param frames: to train on
     :param seed: of the weights
     :param arguments: of the command line
-    :return: the model after the last epoch, where the learning rate is zero
+    :return: whether energies had the last word, and the model after the last epoch, where the
+        learning rate is zero: of the first training, then of the second one if asked for
     """
     hypers = get_default_hypers("lorem")
     model_hypers, training = copy.deepcopy(hypers["model"]), copy.deepcopy(hypers["training"])
@@ -137,8 +147,14 @@ def train(frames: list[ase.Atoms], seed: int, arguments: argparse.Namespace) -> 
         model = Lorem(model_hypers, info)
         torch.set_default_dtype(torch.float64)
         devices = [torch.device("cpu")]
-        Trainer(training).train(model, torch.float32, devices, [dataset], [dataset], folder)
-    return model
+        for last in (False, True) if arguments.energies_last else (False,):
+            if last:
+                loss["weight"] = ENERGIES_LAST_WEIGHT
+                epochs = ENERGIES_LAST["num_epochs"]
+                training |= ENERGIES_LAST | {"log_interval": epochs, "checkpoint_interval": epochs}
+            trainer = Trainer(copy.deepcopy(training))
+            trainer.train(model, torch.float32, devices, [dataset], [dataset], folder)
+            yield last, model
 
 
 def errors(model: Lorem, frames: list[ase.Atoms]) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -198,24 +214,36 @@ def train_all(arguments: argparse.Namespace) -> None:
                 "energy_weight": arguments.energy_weight,
                 "seed": seed,
             }
-            if any(key.items() <= result.items() for result in results):
+            wanted = (False, True) if arguments.energies_last else (False,)
+            if all(stored(results, key | {"energies_last": last}) for last in wanted):
                 continue
             frames, num_near = read_frames(arguments.data, label, arguments.isolated)
             started = time.process_time()
-            model = train(frames[:num_near], seed, arguments)
-            result = {**key, "seconds": round(time.process_time() - started)}
-            energies, forces = errors(model, frames)
-            for part, chosen in (
-                ("near", slice(0, num_near)),
-                ("far", slice(num_near, None)),
-                ("all", slice(None)),
-            ):
-                result[part] = [round(rms([energies[chosen]]), 3), round(rms(forces[chosen]), 3)]
-            result["energies"] = [round(error, 2) for error in energies.tolist()]
-            print(json.dumps(result), flush=True)
-            lines = ",\n".join(json.dumps(x) for x in [*results, result])
-            RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(f"[\n{lines}\n]\n")
+            for last, model in train(frames[:num_near], seed, arguments):
+                result = key | {"energies_last": last}
+                result["seconds"] = round(time.process_time() - started)
+                energies, forces = errors(copy.deepcopy(model), frames)
+                for part, chosen in (
+                    ("near", slice(0, num_near)),
+                    ("far", slice(num_near, None)),
+                    ("all", slice(None)),
+                ):
+                    result[part] = [
+                        round(rms([energies[chosen]]), 3),
+                        round(rms(forces[chosen]), 3),
+                    ]
+                result["energies"] = [round(error, 2) for error in energies.tolist()]
+                print(json.dumps(result), flush=True)
+                results = read_results()
+                if stored(results, key | {"energies_last": last}):
+                    continue
+                lines = ",\n".join(json.dumps(x) for x in [*results, result])
+                RESULTS.parent.mkdir(exist_ok=True)
+                RESULTS.write_text(f"[\n{lines}\n]\n")
+
+
+def stored(results: list[dict], key: dict) -> bool:
+    return any(key.items() <= result.items() for result in results)
 
 
 def read_results() -> list[dict]:
@@ -230,8 +258,9 @@ def print_table(arguments: argparse.Namespace) -> None:
     groups: dict[tuple, list[dict]] = {}
     for result in read_results():
         names = ("class", "boundaries", "model", "epochs", "batch_size", "energy_weight")
+        names += ("energies_last",)
         groups.setdefault(tuple(result[name] for name in names), []).append(result)
-    print("class boundaries model epochs batch_size energy_weight seeds")
+    print("class boundaries model epochs batch_size energy_weight energies_last seeds")
     print("    far, median (worst): energy meV, forces meV/Å; all frames, median: the same")
     for key, group in sorted(groups.items()):
         far, every = (np.array([x[part] for x in group]) for part in ("far", "all"))
@@ -324,6 +353,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--energy-weight", type=float, default=100.0)
+    parser.add_argument(
+        "--energies-last",
+        action="store_true",
+        help=f"train on: {ENERGIES_LAST['num_epochs']} epochs, all frames in a batch, energy weight "
+        f"{ENERGIES_LAST_WEIGHT:g}",
+    )
     arguments = parser.parse_args()
     if arguments.task != "table" and arguments.data is None:
         parser.error(f"{arguments.task} needs --data")

@@ -208,10 +208,16 @@ def work(curve: dict[str, list[float]], trained: float) -> float:
     return curve["energy"][-1] - curve["energy"][first]
 
 
-def with_curves(group: Group) -> Group:
-    """Those of the models and seeds that were evaluated on curves."""
-    found = {name: [x for x in results if x.get(CURVES)] for name, results in group.items()}
-    return {name: results for name, results in found.items() if results}
+def with_curves(name: str, group: Group) -> Group:
+    """Those of the models and seeds that were evaluated on all curves of a set."""
+    if CURVES not in DATASETS[name].files:
+        return {}
+    curves = set(reference_curves(name))
+    found = {
+        model: [x for x in results if curves <= set(x.get(CURVES, {}))]
+        for model, results in group.items()
+    }
+    return {model: results for model, results in found.items() if results}
 
 
 def curve_table(name: str, group: Group) -> str:
@@ -251,7 +257,7 @@ def section(name: str, minutes: float, group: Group) -> str:
     seeds = sorted({result["seed"] for results in group.values() for result in results})
     numbers = ", ".join(f"{first['tests'][test]['structures']} {test}" for test in dataset.tests)
     title = f"{dataset.label}: {budget(minutes)}"
-    curves = with_curves(group)
+    curves = with_curves(name, group)
     about_curves = [
         f".. image:: ../images/{picture_name(name, minutes, CURVES)}\n"
         f"   :alt: energies in steps, {dataset.label}",
@@ -440,7 +446,7 @@ def main() -> None:
     groups = read_results(arguments.results)
     for (name, minutes), group in groups.items():
         draw(name, group, arguments.images / picture_name(name, minutes))
-        if curves := with_curves(group):
+        if curves := with_curves(name, group):
             picture = arguments.images / picture_name(name, minutes, CURVES)
             draw_curves(name, curves, picture)
     if learning := learning_curves.read_results(arguments.results):
