@@ -179,7 +179,7 @@ def test_shares_of_the_training_structures(accuracy, measured, tmp_path, monkeyp
     assert [result["seed"] for results in group.values() for result in results] == [0, 0]
     curves = accuracy.report.learning_curves.read_results(tmp_path)
     assert {number: len(x) for number, x in curves[key]["pet-lr"].items()} == {61: 1, 243: 1}
-    assert "(near, 2 processor-minutes); the same budget" in accuracy.report.sections(tmp_path)
+    assert "(near, processor-minutes: 2); the same budget" in accuracy.report.sections(tmp_path)
     accuracy.report.learning_curves.draw(curves, accuracy.report.style, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
     monkeypatch.setattr(sys, "argv", [*command, "--share", "25"])
@@ -338,14 +338,17 @@ def test_table_of_far_dimers(accuracy):
     results = [
         {"class": "PP", "model": "charges", "boundaries": "periodic", "seed": seed, "epochs": 9}
         | {"batch_size": 1, "energy_weight": 1.0, "far": [far, 2.0], "all": [3.0, 4.0]}
+        | {"energies_last": False}
         for seed, far in enumerate((0.5, 1.25, 0.75))
     ]
     isolated = {**results[0], "boundaries": "isolated", "far": [77.0, 77.0]}
-    text = accuracy.report.far_dimers([*results, isolated])
+    last = {**results[0], "energies_last": True, "far": [0.25, 2.5]}
+    text = accuracy.report.far_dimers([*results, isolated, last])
     row = text.split("   * - polar, polar\n")[1].split("   * -")[0]
     cells = [line.removeprefix("     - ") for line in row.splitlines()]
     assert cells == ["lorem, charges", "0.750 (1.25)", "2.00 (2.00)", "3.00 (3.00)"] + [
         "4.00 (4.00)",
         "3",
     ]
+    assert "     - lorem, charges, energies last\n     - 0.250\n     - 2.50\n" in text
     assert "CACE-SOG" in text and "77" not in text

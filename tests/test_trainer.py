@@ -135,6 +135,32 @@ def test_fitting_reduces_the_errors(small, tmp_path, caplog):
     assert any(re.search(r"s per epoch, about 0:00:\d\d left", line) for line in caplog.messages)
 
 
+def test_energies_weigh_more_in_the_last_epochs(small, tmp_path, caplog):
+    """The last three of ten epochs differ from those without; the loss is told without the factor."""
+    caplog.set_level(logging.INFO)
+    dataset, info = small.read(small.file)
+    lines = []
+    for factor in (1.0, 1e-3, 1e3):
+        caplog.clear()
+        model = small.new_model(info)
+        trainer = small.new_trainer(num_epochs=10, final_energy_factor=factor, learning_rate=1e-2)
+        small.fit(trainer, model, dataset, dataset, tmp_path)
+        lines.append(progress(caplog))
+        assert ("From epoch 7 on, energies weigh 1000 times as much" in caplog.text) == (factor > 1)
+    plain, lighter, heavier = lines
+    assert plain[:7] == heavier[:7] == lighter[:7] and plain[7] != heavier[7]
+    energies, forces = (
+        [
+            float(re.search(rf"validation {key} RMSE[^:]*: ([0-9.e+-]+)", x[-1])[1])
+            for x in lines[1:]
+        ]
+        for key in ("energy", "forces")
+    )
+    assert energies[1] < energies[0] and forces[1] > forces[0]
+    losses = [float(re.search(r"validation loss: ([0-9.e+-]+)", x[-1])[1]) for x in lines]
+    assert max(losses) < 5 * min(losses)
+
+
 def test_interrupted_writing_keeps_the_old_checkpoint(small, tmp_path, monkeypatch):
     dataset, info = small.read(small.file)
     model, trainer = small.new_model(info), small.new_trainer(num_epochs=0)

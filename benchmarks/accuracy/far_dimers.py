@@ -6,9 +6,8 @@
 
 ``train``: one model per class (charged, polar, apolar partners), trained on the frames of
 ``lode6_train.xyz`` (ten, below 12.3 Å) and evaluated, as an exported file, on these and on those of
-``lode6_test.xyz`` (three, up to 15 Å); adds to ``results/far_dimers.json`` what is not there yet. With
-``--energies-last`` each model is trained on, by a loss that is all but energies, and evaluated
-again.
+``lode6_test.xyz`` (three, up to 15 Å); adds to ``results/far_dimers.json`` what is not there yet.
+With ``--energies-last`` each model is trained on, energies weighing more, and evaluated again.
 
 ``labels``: whether the labels are of isolated dimers or of dimers in a periodic box, and of which
 length: the least misfit of fixed charges on the atoms, for which neither model nor training
@@ -356,8 +355,8 @@ def main() -> None:
     parser.add_argument(
         "--energies-last",
         action="store_true",
-        help=f"train on: {ENERGIES_LAST['num_epochs']} epochs, all frames in a batch, energy weight "
-        f"{ENERGIES_LAST_WEIGHT:g}",
+        help=f"train on: {ENERGIES_LAST['num_epochs']} epochs, all frames in a batch, energy "
+        f"weight {ENERGIES_LAST_WEIGHT:g}",
     )
     arguments = parser.parse_args()
     if arguments.task != "table" and arguments.data is None:

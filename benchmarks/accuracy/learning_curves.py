@@ -59,7 +59,7 @@ def section(curves: Curves) -> str:
     :param curves: of all sets
     """
     sets = ", ".join(
-        f"{DATASETS[name].label} ({first_test(name)}, {minutes:g} processor-minutes)"
+        f"{DATASETS[name].label} ({first_test(name)}, processor-minutes: {minutes:g})"
         for name, minutes in curves
     )
     return "\n\n".join(

@@ -102,6 +102,13 @@ def _peer(
 
 MODELS: dict[str, Model] = {
     **_lorem("lorem", "lorem", SMALL, {"learning_rate": 1e-2}),
+    # the training of options/small.yaml; those of all others keep the weights of losses
+    **_lorem(
+        "lorem-last",
+        "lorem, energies last",
+        SMALL,
+        {"learning_rate": 1e-2, "final_energy_factor": 100.0},
+    ),
     **_lorem("lorem-default", "lorem-default", {"cutoff": CUTOFF}, {"learning_rate": 5e-3}),
     **_peer("pet", "PET", "pet", PET_SMALL, {"batch_size": 8, "learning_rate": 1e-3, **CLIP}),
     **_backbone(

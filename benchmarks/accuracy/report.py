@@ -13,6 +13,7 @@ from pathlib import Path
 import learning_curves
 import numpy as np
 from datasets import CURVES, DATASETS, load
+from far_dimers import ENERGIES_LAST, ENERGIES_LAST_WEIGHT
 from models import MODELS
 
 HERE = Path(__file__).resolve().parent
@@ -20,7 +21,12 @@ DOCS = HERE.parents[1] / "docs"
 BEGIN, END = ".. begin of tables", ".. end of tables"
 UNITS = {"energy": "meV/atom", "forces": "meV/Å", "charges": "me", "dipoles": "me Å"}
 COLORS = {"lorem": "tab:blue", "pet": "tab:orange", "soap-bpnn": "tab:green", "mace": "tab:purple"}
-COLORS |= {"lorem-default": "tab:cyan", "pet-lorem": "tab:red", "soap-bpnn-lorem": "tab:olive"}
+COLORS |= {
+    "lorem-last": "tab:pink",
+    "lorem-default": "tab:cyan",
+    "pet-lorem": "tab:red",
+    "soap-bpnn-lorem": "tab:olive",
+}
 MARKERS = {"": "o", "sr": "o", "lr": "^", "charges": "v", "qeq": "s", "both": "D"}
 MARKERS |= {"lr1": "<", "both1": "d"}
 
@@ -295,7 +301,8 @@ def far_dimers(results: list[dict]) -> str:
     groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for result in results:
         if result["boundaries"] == "periodic":
-            groups[result["class"], f"lorem, {result['model']}"].append(result)
+            model = f"lorem, {result['model']}{', energies last' * result['energies_last']}"
+            groups[result["class"], model].append(result)
     heads = ["partners", "model", "far: energy, meV", "far: forces, meV/Å"]
     rows = [[*heads, "all: energy", "all: forces", "seeds"]]
     for label, description in CLASSES.items():
@@ -316,8 +323,10 @@ def far_dimers(results: list[dict]) -> str:
     title = "Dimers of the BioFragment database, beyond the distances of training"
     text = (
         f"DFT, ten frames of each pair below 12.3 Å for training, three up to 15 Å (*far*), one "
-        f"model per class. {epochs} epochs, batches of {batch}, energy weight {weight:g}; median "
-        "over seeds, the worst one in parentheses. Published errors are over all thirteen frames."
+        f"model per class. {epochs} epochs, batches of {batch}, energy weight {weight:g}; "
+        f"*energies last*: then {ENERGIES_LAST['num_epochs']} more, all frames in a batch, energy "
+        f"weight {ENERGIES_LAST_WEIGHT:g}. Median over seeds, the worst one in parentheses. "
+        "Published errors are over all thirteen frames."
     )
     return "\n\n".join([f"{title}\n{'-' * len(title)}", text, "\n".join(lines)])
 

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from .training.distributed import Processes, start_processes
 from .training.epoch import Evaluator, train_epoch, validation_epoch
 from .training.fingerprint import basis_of_comparison
 from .training.hypers import TrainerHypers
-from .training.loss import GlobalLoss
+from .training.loss import GlobalLoss, check_energy_factor
 from .training.memory import estimate_memory
 from .training.optimizers import (
     build_optimizers,
@@ -39,6 +40,9 @@ from .training.progress import ProgressLogger
 from .training.unscaled import unscaled_targets
 from .training.workers import choose_workers
 
+LAST = 0.3
+"""Share of the epochs in which ``final_energy_factor`` acts."""
+
 
 class Trainer(TrainerInterface[TrainerHypers]):
     """Fits a model to data sets.
@@ -50,6 +54,7 @@ class Trainer(TrainerInterface[TrainerHypers]):
 
     def __init__(self, hypers: TrainerHypers) -> None:
         super().__init__(hypers)
+        check_energy_factor(hypers["final_energy_factor"])
         self.epoch: int | None = None
         self.seed: int | None = None
         self.optimizer_states: list[dict[str, Any]] | None = None
@@ -201,6 +206,13 @@ class Trainer(TrainerInterface[TrainerHypers]):
             logging.info(
                 f"Training from epoch {first} to {num_epochs - 1}, {num_steps} batches each"
             )
+            if (factor := self.hypers["final_energy_factor"]) != 1.0:
+                start = math.ceil((1.0 - LAST) * num_epochs)
+                logging.info(
+                    f"From epoch {start} on, energies weigh {factor:g} times as much"
+                    if start < num_epochs
+                    else f"`num_epochs` is too small for `final_energy_factor`: {num_epochs}"
+                )
         elif self.epoch is None and not evaluator.model.finetunes:
             backbone = evaluator.model.backbone
             if backbone is not None and backbone.energies:
@@ -232,6 +244,7 @@ class Trainer(TrainerInterface[TrainerHypers]):
                 batches,
                 optimizers,
                 self.hypers["grad_clip_norm"],
+                self._energy_factor(epoch),
                 before_step,
             )
             validation = validation_epoch(evaluator, val_batches)
@@ -246,6 +259,10 @@ class Trainer(TrainerInterface[TrainerHypers]):
         set_learning_rate(
             optimizers, self.hypers["learning_rate"], progress, self.hypers["warmup_fraction"]
         )
+
+    def _energy_factor(self, epoch: int) -> float:
+        is_last = epoch >= (1.0 - LAST) * self.hypers["num_epochs"]
+        return self.hypers["final_energy_factor"] if is_last else 1.0
 
     def _update_best(self, model: ModelInterface, validation: dict[str, float]) -> None:
         # without validation labels, metatrain's metrics are the same in all epochs

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
-from metatrain.utils.data.target_info import get_energy_target_info
+from metatrain.utils.data.target_info import get_energy_target_info, get_generic_target_info
 
-from metatrain_lorem.training.loss import GlobalLoss, MeanLoss
+from metatrain_lorem.training.loss import GlobalLoss, MeanLoss, check_energy_factor
 
 
 def energies(values, forces) -> dict[str, TensorMap]:
@@ -108,3 +108,22 @@ def test_batch_without_labels_has_no_loss():
     values, counts = loss.values_and_counts(predictions, target, None)
     assert counts.tolist() == [0, 0]
     assert loss.combine(values, counts, counts).item() == 0.0
+
+
+def test_energies_but_not_forces_weigh_more():
+    energy = {"quantity": "energy", "unit": "eV"}
+    charge = {"quantity": "charge", "unit": "e", "sample_kind": "atom", "num_subtargets": 1}
+    targets = {
+        "mtt::charge": get_generic_target_info("mtt::charge", charge | {"type": "scalar"}),
+        "energy": get_energy_target_info("energy", energy, add_position_gradients=True),
+        "energy/other": get_energy_target_info("energy/other", energy),
+    }
+    loss = GlobalLoss(targets=targets, config={})
+    assert list(loss.losses) == ["mtt::charge", "energy", "energy_grad_positions", "energy/other"]
+    assert loss.energy_factors(targets, 30.0).tolist() == [1.0, 30.0, 1.0, 30.0]
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, math.inf, math.nan])
+def test_energy_factor_is_a_positive_number(factor):
+    with pytest.raises(ValueError, match=f"`final_energy_factor` is {factor:g}: it has to be"):
+        check_energy_factor(factor)

@@ -141,6 +141,7 @@ def train_epoch(
     batches: Batches,
     optimizers: list[torch.optim.Optimizer],
     grad_clip_norm: float,
+    energy_factor: float,
     before_step: Callable[[int], None],
 ) -> dict[str, float]:
     """
@@ -148,12 +149,15 @@ def train_epoch(
     :param batches: training batches with the indices of their structures
     :param optimizers: they have all parameters of the model
     :param grad_clip_norm: largest norm of the gradient
+    :param energy_factor: of the loss weights of energies; the loss that is returned is without it
     :param before_step: called with the number of the step in the epoch, sets the learning rate
     :return: loss and errors, of the parameters before each step
     :raises FloatingPointError: if a loss or gradient is NaN or infinite
     """
     metrics = Metrics(evaluator)
     processes = evaluator.processes
+    factors = evaluator.loss.energy_factors(evaluator.model.dataset_info.targets, energy_factor)
+    factors = factors.to(processes.device)
     parameters = [p for p in evaluator.model.parameters() if p.requires_grad]
     for step, (indices, batch) in enumerate(batches):
         before_step(step)
@@ -163,7 +167,7 @@ def train_epoch(
             predicted = evaluator.predict(batch, is_training=True)
         values, counts = evaluator.loss.values_and_counts(*predicted[1:])
         total_counts = _total_counts(values, counts, processes, indices)
-        loss = evaluator.loss.combine(values, counts, total_counts)
+        loss = evaluator.loss.combine(factors * values, counts, total_counts)
         if loss.requires_grad:
             # not on to the positions, which are leaves as well
             loss.backward(inputs=parameters)

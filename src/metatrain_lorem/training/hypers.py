@@ -73,6 +73,10 @@ class TrainerHypers(TypedDict):
     Means are taken over all labels of a batch, also when it is spread over several processes or
     some of its labels are missing (NaN).
     """
+    final_energy_factor: float = 1.0
+    """What the loss weights of energies are multiplied by in the last 30 % of the epochs, while
+    the learning rate falls to zero (:ref:`choosing:Energies last`). Forces and stress keep theirs,
+    and losses are logged without it."""
     atomic_baseline: FixedCompositionWeights | str = {}
     """Baseline per target and element that is subtracted from the labels.
 

@@ -1,7 +1,10 @@
 """Loss of a batch that is spread over several processes and may lack labels."""
 
+import math
+
 import torch
 from metatensor.torch import TensorMap
+from metatrain.utils.data import TargetInfo
 from metatrain.utils.loss import (
     BaseTensorMapLoss,
     LossAggregator,
@@ -21,6 +24,18 @@ class GlobalLoss(LossAggregator):
 
     and the sum of the gradients over processes is the gradient of the global loss.
     """
+
+    def energy_factors(self, targets: dict[str, TargetInfo], factor: float) -> torch.Tensor:
+        """
+        :param targets: what the losses are of
+        :param factor: for the terms of energies; forces and stress are not among them
+        :return: what to multiply each term by ``[terms]``
+        """
+        of_energies = [
+            term.gradient is None and targets[term.target].quantity == "energy"
+            for term in self.losses.values()
+        ]
+        return torch.where(torch.tensor(of_energies), factor, 1.0)
 
     def values_and_counts(
         self,
@@ -92,6 +107,15 @@ class MeanLoss:
         counts = sums[1].clamp(min=1)
         values = torch.where(self.averaged, sums[0] / counts, sums[0])
         return self.loss.combine(values, sums[1], sums[1]).item()
+
+
+def check_energy_factor(factor: float) -> None:
+    """
+    :param factor: of the loss weights of energies in the last epochs
+    :raises ValueError: if it is not a positive number
+    """
+    if not 0.0 < factor < math.inf:
+        raise ValueError(f"`final_energy_factor` is {factor:g}: it has to be a positive number")
 
 
 def _count_labels(
