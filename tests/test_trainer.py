@@ -136,7 +136,7 @@ def test_fitting_reduces_the_errors(small, tmp_path, caplog):
 
 
 def test_energies_weigh_more_in_the_last_epochs(small, tmp_path, caplog):
-    """The last three of ten epochs differ from those without; the loss is told without the factor."""
+    """The last two of ten epochs differ from those without; the loss is told without the factor."""
     caplog.set_level(logging.INFO)
     dataset, info = small.read(small.file)
     lines = []
@@ -146,9 +146,9 @@ def test_energies_weigh_more_in_the_last_epochs(small, tmp_path, caplog):
         trainer = small.new_trainer(num_epochs=10, final_energy_factor=factor, learning_rate=1e-2)
         small.fit(trainer, model, dataset, dataset, tmp_path)
         lines.append(progress(caplog))
-        assert ("From epoch 7 on, energies weigh 1000 times as much" in caplog.text) == (factor > 1)
+        assert ("From epoch 8 on, energies weigh 1000 times as much" in caplog.text) == (factor > 1)
     plain, lighter, heavier = lines
-    assert plain[:7] == heavier[:7] == lighter[:7] and plain[7] != heavier[7]
+    assert plain[:8] == heavier[:8] == lighter[:8] and plain[8] != heavier[8]
     energies, forces = (
         [
             float(re.search(rf"validation {key} RMSE[^:]*: ([0-9.e+-]+)", x[-1])[1])

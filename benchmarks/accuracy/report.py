@@ -357,9 +357,9 @@ def draw(name: str, group: Group, path: Path) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     tests = DATASETS[name].tests
-    figure, axes = plt.subplots(
-        1, len(tests), figsize=(3.2 * len(tests) + 1.8, 3.0), layout="constrained", squeeze=False
-    )
+    # as high as the legend
+    size = 3.2 * len(tests) + 1.8, max(3.0, 0.18 * len(group) + 0.3)
+    figure, axes = plt.subplots(1, len(tests), figsize=size, layout="constrained", squeeze=False)
     for axis, test in zip(axes[0], tests, strict=True):
         for model, results in group.items():
             color, marker = style(model)

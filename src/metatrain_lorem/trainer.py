@@ -40,7 +40,7 @@ from .training.progress import ProgressLogger
 from .training.unscaled import unscaled_targets
 from .training.workers import choose_workers
 
-LAST = 0.3
+LAST = 0.2
 """Share of the epochs in which ``final_energy_factor`` acts."""
 
 

@@ -74,9 +74,9 @@ class TrainerHypers(TypedDict):
     some of its labels are missing (NaN).
     """
     final_energy_factor: float = 1.0
-    """What the loss weights of energies are multiplied by in the last 30 % of the epochs, while
-    the learning rate falls to zero (:ref:`choosing:Energies last`). Forces and stress keep theirs,
-    and losses are logged without it."""
+    """What the loss weights of energies are multiplied by in the last fifth of the epochs, while
+    the learning rate falls from a tenth of its maximum to zero (:ref:`choosing:Energies last`).
+    Forces and stress keep theirs, and losses are logged without it."""
     atomic_baseline: FixedCompositionWeights | str = {}
     """Baseline per target and element that is subtracted from the labels.
 
