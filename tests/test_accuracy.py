@@ -101,9 +101,12 @@ def test_work_beyond_training(accuracy):
 
 
 def test_size_is_that_of_the_small_options_file(accuracy):
-    model = yaml.safe_load((ROOT / "options" / "small.yaml").read_text())["architecture"]["model"]
-    assert model == accuracy.models.SMALL
-    assert accuracy.models.MODELS["lorem-lr"].hypers == model
+    section = yaml.safe_load((ROOT / "options" / "small.yaml").read_text())["architecture"]
+    assert section["model"] == accuracy.models.SMALL
+    models = accuracy.models.MODELS
+    assert models["lorem-lr"].hypers == models["lorem-last-lr"].hypers == section["model"]
+    for key, value in models["lorem-last-lr"].training.items():
+        assert float(section["training"][key]) == value, key
 
 
 def test_epochs_fill_the_budget(accuracy):
@@ -338,11 +341,11 @@ def test_table_of_far_dimers(accuracy):
     results = [
         {"class": "PP", "model": "charges", "boundaries": "periodic", "seed": seed, "epochs": 9}
         | {"batch_size": 1, "energy_weight": 1.0, "far": [far, 2.0], "all": [3.0, 4.0]}
-        | {"energies_last": False}
+        | {"then": ""}
         for seed, far in enumerate((0.5, 1.25, 0.75))
     ]
     isolated = {**results[0], "boundaries": "isolated", "far": [77.0, 77.0]}
-    last = {**results[0], "energies_last": True, "far": [0.25, 2.5]}
+    last = {**results[0], "then": "epochs 3", "far": [0.25, 2.5]}
     text = accuracy.report.far_dimers([*results, isolated, last])
     row = text.split("   * - polar, polar\n")[1].split("   * -")[0]
     cells = [line.removeprefix("     - ") for line in row.splitlines()]
@@ -350,5 +353,6 @@ def test_table_of_far_dimers(accuracy):
         "4.00 (4.00)",
         "3",
     ]
-    assert "     - lorem, charges, energies last\n     - 0.250\n     - 2.50\n" in text
+    assert "     - lorem, charges, trained on\n     - 0.250\n     - 2.50\n" in text
+    assert "after a second training (epochs 3). Median" in text
     assert "CACE-SOG" in text and "77" not in text

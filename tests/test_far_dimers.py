@@ -103,11 +103,13 @@ def test_trains_and_resumes(far_dimers, tmp_path, monkeypatch, capsys):
     )
     far_dimers.train_all(arguments)
     (result,) = json.loads(far_dimers.RESULTS.read_text())
-    monkeypatch.setattr(far_dimers, "ENERGIES_LAST", {"num_epochs": 2, "batch_size": 4})
+    second = {"epochs": 2, "batch_size": 4, "energy_weight": 10.0}
+    monkeypatch.setattr(far_dimers, "ENERGIES_LAST", second)
     arguments.energies_last = True
     far_dimers.train_all(arguments)  # the first training once more, stored already
     first, last = json.loads(far_dimers.RESULTS.read_text())
-    assert first == result and last["energies_last"] and not first["energies_last"]
+    assert first == result and first["then"] == ""
+    assert last["then"] == "epochs 2, batch size 4, energy weight 10"
     assert last["energies"] != first["energies"] and last["seconds"] >= 0
     energies = np.array(result["energies"])
     assert len(energies) == 6 and result["boundaries"] == "isolated"

@@ -143,10 +143,13 @@ def test_energies_weigh_more_in_the_last_epochs(small, tmp_path, caplog):
     for factor in (1.0, 1e-3, 1e3):
         caplog.clear()
         model = small.new_model(info)
-        trainer = small.new_trainer(num_epochs=10, final_energy_factor=factor, learning_rate=1e-2)
+        hypers = {"num_epochs": 10, "final_energy_factor": factor, "learning_rate": 1e-2}
+        metric = "loss" if factor > 1.0 else "rmse_prod"
+        trainer = small.new_trainer(**hypers, best_model_metric=metric)
         small.fit(trainer, model, dataset, dataset, tmp_path)
         lines.append(progress(caplog))
         assert ("From epoch 8 on, energies weigh 1000 times as much" in caplog.text) == (factor > 1)
+        assert ("chooses the epoch by the loss without" in caplog.text) == (factor > 1)
     plain, lighter, heavier = lines
     assert plain[:8] == heavier[:8] == lighter[:8] and plain[8] != heavier[8]
     energies, forces = (

@@ -59,8 +59,7 @@ SIZE = {
 }
 """That of options/quickstart.yaml."""
 
-ENERGIES_LAST = {"num_epochs": 300, "batch_size": 10}
-ENERGIES_LAST_WEIGHT = 1000.0
+ENERGIES_LAST = {"epochs": 300, "batch_size": 10, "energy_weight": 1000.0}
 """Of the second training: all frames in each step."""
 
 
@@ -148,9 +147,10 @@ def train(
         devices = [torch.device("cpu")]
         for last in (False, True) if arguments.energies_last else (False,):
             if last:
-                loss["weight"] = ENERGIES_LAST_WEIGHT
-                epochs = ENERGIES_LAST["num_epochs"]
-                training |= ENERGIES_LAST | {"log_interval": epochs, "checkpoint_interval": epochs}
+                epochs, batch_size, loss["weight"] = ENERGIES_LAST.values()
+                training |= dict.fromkeys(
+                    ("num_epochs", "log_interval", "checkpoint_interval"), epochs
+                ) | {"batch_size": batch_size}
             trainer = Trainer(copy.deepcopy(training))
             trainer.train(model, torch.float32, devices, [dataset], [dataset], folder)
             yield last, model
@@ -213,13 +213,15 @@ def train_all(arguments: argparse.Namespace) -> None:
                 "energy_weight": arguments.energy_weight,
                 "seed": seed,
             }
-            wanted = (False, True) if arguments.energies_last else (False,)
-            if all(stored(results, key | {"energies_last": last}) for last in wanted):
+            keys = {False: key | {"then": ""}}
+            if arguments.energies_last:
+                keys[True] = key | {"then": described(ENERGIES_LAST)}
+            if all(stored(results, key) for key in keys.values()):
                 continue
             frames, num_near = read_frames(arguments.data, label, arguments.isolated)
             started = time.process_time()
             for last, model in train(frames[:num_near], seed, arguments):
-                result = key | {"energies_last": last}
+                result = dict(keys[last])
                 result["seconds"] = round(time.process_time() - started)
                 energies, forces = errors(copy.deepcopy(model), frames)
                 for part, chosen in (
@@ -234,11 +236,15 @@ def train_all(arguments: argparse.Namespace) -> None:
                 result["energies"] = [round(error, 2) for error in energies.tolist()]
                 print(json.dumps(result), flush=True)
                 results = read_results()
-                if stored(results, key | {"energies_last": last}):
+                if stored(results, keys[last]):
                     continue
                 lines = ",\n".join(json.dumps(x) for x in [*results, result])
                 RESULTS.parent.mkdir(exist_ok=True)
                 RESULTS.write_text(f"[\n{lines}\n]\n")
+
+
+def described(training: dict) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in training.items())
 
 
 def stored(results: list[dict], key: dict) -> bool:
@@ -257,9 +263,9 @@ def print_table(arguments: argparse.Namespace) -> None:
     groups: dict[tuple, list[dict]] = {}
     for result in read_results():
         names = ("class", "boundaries", "model", "epochs", "batch_size", "energy_weight")
-        names += ("energies_last",)
+        names += ("then",)
         groups.setdefault(tuple(result[name] for name in names), []).append(result)
-    print("class boundaries model epochs batch_size energy_weight energies_last seeds")
+    print("class boundaries model epochs batch_size energy_weight then seeds")
     print("    far, median (worst): energy meV, forces meV/Å; all frames, median: the same")
     for key, group in sorted(groups.items()):
         far, every = (np.array([x[part] for x in group]) for part in ("far", "all"))
@@ -355,8 +361,7 @@ def main() -> None:
     parser.add_argument(
         "--energies-last",
         action="store_true",
-        help=f"train on: {ENERGIES_LAST['num_epochs']} epochs, all frames in a batch, energy "
-        f"weight {ENERGIES_LAST_WEIGHT:g}",
+        help=f"train on: {described(ENERGIES_LAST)}",
     )
     arguments = parser.parse_args()
     if arguments.task != "table" and arguments.data is None:

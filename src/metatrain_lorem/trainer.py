@@ -213,6 +213,11 @@ class Trainer(TrainerInterface[TrainerHypers]):
                     if start < num_epochs
                     else f"`num_epochs` is too small for `final_energy_factor`: {num_epochs}"
                 )
+                if self.hypers["best_model_metric"] == "loss":
+                    logging.warning(
+                        "`best_model_metric: loss` chooses the epoch by the loss without "
+                        "`final_energy_factor`, which may be one before it acts"
+                    )
         elif self.epoch is None and not evaluator.model.finetunes:
             backbone = evaluator.model.backbone
             if backbone is not None and backbone.energies:

@@ -167,7 +167,7 @@ def train_epoch(
             predicted = evaluator.predict(batch, is_training=True)
         values, counts = evaluator.loss.values_and_counts(*predicted[1:])
         total_counts = _total_counts(values, counts, processes, indices)
-        loss = evaluator.loss.combine(factors * values, counts, total_counts)
+        loss = evaluator.loss.combine(factors.to(values) * values, counts, total_counts)
         if loss.requires_grad:
             # not on to the positions, which are leaves as well
             loss.backward(inputs=parameters)

@@ -74,9 +74,12 @@ class TrainerHypers(TypedDict):
     some of its labels are missing (NaN).
     """
     final_energy_factor: float = 1.0
-    """What the loss weights of energies are multiplied by in the last fifth of the epochs, while
-    the learning rate falls from a tenth of its maximum to zero (:ref:`choosing:Energies last`).
-    Forces and stress keep theirs, and losses are logged without it."""
+    """What the loss weights of all energies are multiplied by in the last fifth of the epochs,
+    while the learning rate falls from a tenth of its maximum to zero
+    (:ref:`choosing:Energies last`). All other weights stay, those of forces included, and losses
+    are logged without it: with ``best_model_metric: loss`` it hardly acts on the choice of the
+    epoch, the products of errors are better here. A finished run that is continued with a larger
+    ``num_epochs`` has its last fifth anew."""
     atomic_baseline: FixedCompositionWeights | str = {}
     """Baseline per target and element that is subtracted from the labels.
 
