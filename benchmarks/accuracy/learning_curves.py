@@ -66,7 +66,7 @@ def section(curves: Curves) -> str:
         [
             f"{TITLE}\n{'-' * len(TITLE)}",
             f"{sets}; the same budget for each point, so that fewer structures are seen more "
-            "often; medians over seeds.",
+            "often. Points of one seed scatter, by up to a factor of two in energies.",
             f".. image:: ../images/{PICTURE}\n   :alt: {TITLE.lower()}",
         ]
     )
