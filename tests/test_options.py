@@ -186,6 +186,8 @@ def test_only_size_and_steps_differ():
     assert size.pop("long_range") == default["architecture"]["model"].pop("long_range")
     assert quickstart.pop("long_range") == {"max_degree": 1} and size == quickstart
     assert default["architecture"].pop("model").keys() <= size.keys()
+    # what is measured of the small one only
+    assert small["architecture"]["training"].pop("final_energy_factor") == 100.0
     for file in (small, default):
         for key in ("num_epochs", "learning_rate"):
             file["architecture"]["training"].pop(key)

@@ -164,6 +164,13 @@ def test_energies_weigh_more_in_the_last_epochs(small, tmp_path, caplog):
     assert max(losses) < 5 * min(losses)
 
 
+def test_energy_factor_is_checked_before_training(small, tmp_path):
+    dataset, info = small.read(small.file)
+    trainer = small.new_trainer(final_energy_factor=-1.0)
+    with pytest.raises(ValueError, match="`final_energy_factor` is -1: it has to be a positive"):
+        small.fit(trainer, small.new_model(info), dataset, dataset, tmp_path)
+
+
 def test_interrupted_writing_keeps_the_old_checkpoint(small, tmp_path, monkeypatch):
     dataset, info = small.read(small.file)
     model, trainer = small.new_model(info), small.new_trainer(num_epochs=0)
@@ -206,8 +213,15 @@ def test_only_model_checkpoints_in_the_folder(small, tmp_path):
 
 
 def test_checkpoint_of_a_newer_version():
-    with pytest.raises(RuntimeError, match="using trainer version 5, while .* version is 4"):
-        Trainer.upgrade_checkpoint({"trainer_ckpt_version": 5})
+    with pytest.raises(RuntimeError, match="using trainer version 6, while .* version is 5"):
+        Trainer.upgrade_checkpoint({"trainer_ckpt_version": 6})
+
+
+def test_energies_of_older_runs_keep_their_weight():
+    old = {"trainer_ckpt_version": 4, "train_hypers": {"optimizer": "muon"}}
+    upgraded = Trainer.upgrade_checkpoint(old)
+    assert upgraded["trainer_ckpt_version"] == 5
+    assert upgraded["train_hypers"] == {"optimizer": "muon", "final_energy_factor": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -247,3 +247,11 @@ def trainer_update_v3_v4(checkpoint: dict[str, Any]) -> None:
     if checkpoint["model_data"]["model_hypers"]["long_range"].get("energy") == "charges":
         logging.info("The checkpoint is of an older version, whose optimizer starts anew")
         checkpoint["optimizer_states"] = None
+
+
+def trainer_update_v4_v5(checkpoint: dict[str, Any]) -> None:
+    """Since version 5 energies may weigh more in the last epochs.
+
+    :param checkpoint: changed in place
+    """
+    checkpoint["train_hypers"].setdefault("final_energy_factor", 1.0)

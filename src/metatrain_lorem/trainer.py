@@ -50,11 +50,10 @@ class Trainer(TrainerInterface[TrainerHypers]):
     :param hypers: hyperparameters, see :class:`TrainerHypers`
     """
 
-    __checkpoint_version__ = 4
+    __checkpoint_version__ = 5
 
     def __init__(self, hypers: TrainerHypers) -> None:
         super().__init__(hypers)
-        check_energy_factor(hypers["final_energy_factor"])
         self.epoch: int | None = None
         self.seed: int | None = None
         self.optimizer_states: list[dict[str, Any]] | None = None
@@ -87,6 +86,7 @@ class Trainer(TrainerInterface[TrainerHypers]):
         :raises RuntimeError: if the memory does not suffice
         """
         check_backbone_factor(model, self.hypers["backbone_learning_rate_factor"])
+        check_energy_factor(self.hypers["final_energy_factor"])
         processes = start_processes(devices, self.hypers["distributed_port"])
         logging.info(
             f"Training in {dtype} on {processes.size} processes, this one on {processes.device}"
