@@ -235,7 +235,7 @@ def test_moments_of_other_parameters_are_dropped(optimizer, long_range, caplog):
     checkpoint["model_data"] = {"model_hypers": {"long_range": long_range}}
     with caplog.at_level(logging.INFO):
         upgraded = Trainer.upgrade_checkpoint(checkpoint)
-    assert upgraded["trainer_ckpt_version"] == 4
+    assert upgraded["trainer_ckpt_version"] == 5
     anew = "The checkpoint is of an older version, whose optimizer starts anew" in caplog.messages
     assert anew == (upgraded["optimizer_states"] is None)
     assert anew == (optimizer == "muon" or long_range != {})
