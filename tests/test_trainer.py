@@ -160,8 +160,9 @@ def test_energies_weigh_more_in_the_last_epochs(small, tmp_path, caplog):
         for key in ("energy", "forces")
     )
     assert energies[1] < energies[0] and forces[1] > forces[0]
-    losses = [float(re.search(r"validation loss: ([0-9.e+-]+)", x[-1])[1]) for x in lines]
-    assert max(losses) < 5 * min(losses)
+    for part in ("training", "validation"):
+        losses = [float(re.search(rf"{part} loss: ([0-9.e+-]+)", x[-1])[1]) for x in lines]
+        assert max(losses) < 5 * min(losses), part
 
 
 def test_energy_factor_is_checked_before_training(small, tmp_path):
