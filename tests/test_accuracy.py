@@ -109,6 +109,16 @@ def test_size_is_that_of_the_small_options_file(accuracy):
         assert float(section["training"][key]) == value, key
 
 
+@pytest.mark.parametrize("name, charged", [("sn2", True), ("dimers", True), ("rotation", False)])
+def test_models_are_given_total_charges(accuracy, name, charged):
+    """Also where all structures have the same, as Cl⁻ + CH₃Br."""
+    frames = accuracy.datasets.load(accuracy.datasets.DATASETS[name], Path())
+    for key, model in accuracy.models.MODELS.items():
+        section = accuracy.run.options(model, frames, Path(), 7, 0)["training_set"]
+        takes = charged and model.architecture in ("lorem", "pet")
+        assert ("charge" in section.get("extra_data", {})) == takes, key
+
+
 def test_epochs_fill_the_budget(accuracy):
     """The first epochs of 5 and 3 s, all others of 2 s."""
     seconds = np.array([5.0, 3.0] + [2.0] * 200)

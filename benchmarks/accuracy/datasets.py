@@ -159,8 +159,8 @@ def labelled(source: ase.Atoms, energy: float) -> ase.Atoms:
     return atoms
 
 
-def differ_in_charge(frames: dict[str, list[ase.Atoms]]) -> bool:
-    return len({atoms.info["charge"] for atoms in frames["train"]}) > 1
+def is_charged(frames: dict[str, list[ase.Atoms]]) -> bool:
+    return any(atoms.info["charge"] != 0 for atoms in frames["train"])
 
 
 def charge_variance(structures: list[ase.Atoms]) -> float | None:

@@ -151,7 +151,7 @@ def architecture(model: Model, epochs: int, weights: dict, total_charge: bool) -
     :param model: model
     :param epochs: number of epochs, in which the learning rate falls to zero
     :param weights: losses by target
-    :param total_charge: whether structures of the set differ in their total charge
+    :param total_charge: whether any structure of the set has one
     """
     hypers = dict(model.hypers)
     training = {

@@ -120,7 +120,7 @@ def options(
                 "type": {"cartesian": {"rank": 1}},
             }
             weights["mtt::dipole_moment"] = {"weight": float(f"{1 / variance:.2g}")}
-    charged = datasets.differ_in_charge(frames)
+    charged = datasets.is_charged(frames)
     extra = {}
     if charged and model.architecture in ("lorem", "pet"):
         extra["charge"] = {"key": "charge", "unit": "e"}
@@ -179,6 +179,8 @@ def measure(
         epochs = number_of_epochs(times, budget)
         final = options(model, frames, folder, epochs, seed)
         times = train(folder / "final", final)
+        log = (folder / "final" / "log").read_text(errors="replace").splitlines()
+        print("".join(f"{line}\n" for line in log if "WARNING" in line), end="", file=sys.stderr)
         tests = [file for file in frames if file not in ("train", "valid", datasets.CURVES)]
         command = [sys.executable, str(HERE / "evaluate.py"), "model.pt", "extensions"]
         command += [str(folder / f"{test}.xyz") for test in tests]
