@@ -61,7 +61,8 @@ def rocksalt_interactions(atoms: ase.Atoms, hardness: float) -> Interactions:
     graph = builder.build(batch, batch.positions.new_tensor([torch.inf, -torch.inf]))
     return Interactions(
         graph=graph,
-        hardness=torch.full((2,), hardness, dtype=torch.float64),
+        hardness=torch.full((len(atoms),), hardness, dtype=torch.float64),
+        species_hardness=torch.full((2,), hardness, dtype=torch.float64),
         variances=block.widths() ** 2,
         pair_weights=graph.distances,
         uses_pairs=False,

@@ -242,7 +242,7 @@ def test_energies_lose_a_constant_per_element(accuracy):
 
 
 def test_charges_are_for_those_who_use_them(accuracy):
-    """Labels of charges, with one over their variance as weight, and the total charge."""
+    """Labels of charges, with a weight by their variance and the forces, and the total charge."""
     run, models = accuracy.run, accuracy.models.MODELS
     frames = accuracy.datasets.load(accuracy.datasets.DATASETS["dimers"], Path())
     section = {name: run.options(models[name], frames, Path(), 5, 0) for name in models}
@@ -254,10 +254,15 @@ def test_charges_are_for_those_who_use_them(accuracy):
     within = [
         np.sum((charges[numbers == z] - charges[numbers == z].mean()) ** 2) for z in (1, 6, 7, 8)
     ]
-    assert weight["weight"] == pytest.approx(len(charges) / sum(within), rel=0.05)
+    forces = np.concatenate([atoms.get_forces() for atoms in frames["train"]])
+    energies = [atoms.get_potential_energy() / len(atoms) for atoms in frames["train"]]
+    share = 0.05 * np.mean(forces**2) / np.mean(np.square(energies))
+    assert share > 1.5
+    assert weight["weight"] == pytest.approx(share * len(charges) / sum(within), rel=0.05)
+    ends = ("qeq", "both", "both1", "both-features", "head")
     for name, options in section.items():
         charged = "mtt::atomic_charge" in options["training_set"]["targets"]
-        assert charged == ("lorem" in name and name.endswith(("qeq", "both", "both1")))
+        assert charged == ("lorem" in name and name.endswith(ends))
         takes_charge = "lorem" in name or name in ("pet", "pet-lr")
         assert ("extra_data" in options["validation_set"]) == takes_charge
     assert section["pet"]["architecture"]["model"]["system_conditioning"]

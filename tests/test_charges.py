@@ -136,6 +136,7 @@ def test_units(lorem, solver):
     bohr = 1 / 0.529177210903
     energy = get_energy_target_info("energy", {"unit": "kcal/mol"})
     hypers = {"enable": True, "solver": solver, "tolerance": 1e-12, "accuracy": 1e-6}
+    hypers["hardness"] = "features"
     models, frames = [], []
     for unit, target, factor in (("angstrom", ENERGY, 1.0), ("bohr", energy, bohr)):
         model = lorem.new_model(
@@ -231,6 +232,7 @@ def moved(model, system, positions):
 WEIGHTS = [
     "charge_equilibration.species_electronegativity",
     "charge_equilibration.raw_hardness",
+    "charge_equilibration.local_hardness.2.bias",
     "charge_equilibration.update.input_mlp.2.bias",
 ]
 
@@ -238,6 +240,7 @@ WEIGHTS = [
 def gradients_of_forces(lorem, solver, boundary, energy):
     """How a combination of forces and charges depends on positions and weights."""
     hypers = {"solver": solver, "energy": energy, "tolerance": 1e-13, "accuracy": 1e-4}
+    hypers["hardness"] = "features"
     model = equilibrated(lorem, **hypers)
     frame = lorem.frames[boundary].copy()
     frame.info["charge"] = 1.0

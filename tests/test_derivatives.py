@@ -48,6 +48,15 @@ CHARGES = {
         **SHORT,
     },
     "learned widths": {"charge_equilibration": {**ITERATIVE, "learn_widths": True}, **SHORT},
+    "dense, hardness": {
+        "charge_equilibration": {**DENSE, "hardness": "features"},
+        "conditional": True,
+        **SHORT,
+    },
+    "iterative, hardness": {
+        "charge_equilibration": {**ITERATIVE, "energy": "celli", "hardness": "features"},
+        "conditional": True,
+    },
     "total charge": {"conditional": True},
     "backbone": {
         "backbone": backbones.section("pet"),

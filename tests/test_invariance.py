@@ -21,7 +21,7 @@ MODELS = {
     "message passing": {"long_range": {"accuracy": ACCURACY}, "num_message_passing": 1},
     "charge equilibration": {
         "long_range": {"accuracy": ACCURACY},
-        "charge_equilibration": {"enable": True, "accuracy": ACCURACY},
+        "charge_equilibration": {"enable": True, "accuracy": ACCURACY, "hardness": "features"},
     },
     "partial charges": {"long_range": {"accuracy": ACCURACY, "energy": "charges"}},
     "dispersion": {"long_range": {"accuracy": ACCURACY, "exponents": [1, 6]}},

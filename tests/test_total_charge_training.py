@@ -207,6 +207,40 @@ def test_charges_and_dipoles_in_their_own_units(small, tmp_path, caplog, equilib
     assert run.best_metric == pytest.approx(loss, rel=1e-10)
 
 
+@pytest.mark.parametrize("forces", [0.0, 200.0])
+def test_weight_of_charges_beside_forces(small, tmp_path, caplog, forces):
+    """A twentieth of the loss of forces over the variance, where this is more than other targets
+    have; a warning where the weight is less than a hundredth of it."""
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "charged.xyz"
+    frames = charged_structures(small, 12, np.linspace(-1.0, 1.0, 12))
+    ase.io.write(path, frames)
+    dataset, info = read(small, path, ["charge", CHARGE])
+    run = trainer(small, info)
+    energy = run.hypers["loss"]["energy"]
+    energy["gradients"] = {"positions": {**copy.deepcopy(energy), "weight": forces}}
+    run.hypers["loss"][CHARGE]["weight"] = 1.0
+    model = new_model(info, equilibrated=True)
+    train(run, model, [Subset(dataset, range(8))], [Subset(dataset, range(8, 12))], tmp_path)
+
+    variances = [
+        np.concatenate([f.arrays["atomic_charge"][f.numbers == z] for f in frames[:8]])
+        for z in (1, 6, 7, 8)
+    ]
+    atoms = sum(map(len, variances))
+    assert atoms == sum(map(len, frames[:8]))
+    variance = sum(len(x) * x.var() for x in variances if len(x)) / atoms
+    squares = np.mean(np.concatenate([f.arrays["forces"].ravel() for f in frames[:8]]) ** 2)
+    share = 0.05 * forces * squares / model.scaler.model.scales["energy"].block().values.item() ** 2
+    assert share > 1.0 or forces == 0.0
+    (line,) = (x for x in caplog.messages if x.startswith(f"Target '{CHARGE}' has neither"))
+    logged = float(line.split("with a weight of ")[1].split()[0])
+    assert logged == pytest.approx(max(1.0, share) / variance, rel=0.06)
+    assert ("the forces of 'energy'" in line) == (forces > 0.0) and "its weight is 1" in line
+    warnings = [x for x in caplog.messages if "will hardly be learnt" in x]
+    assert bool(warnings) == (1.0 < 0.01 * logged) == (forces > 0.0)
+
+
 @pytest.mark.parametrize(
     "hypers",
     [{"atomic_baseline": {CHARGE: {1: 0.0, 8: -0.4}}}, {"fixed_scaling_weights": {CHARGE: 0.2}}],

@@ -163,6 +163,14 @@ def is_charged(frames: dict[str, list[ase.Atoms]]) -> bool:
     return any(atoms.info["charge"] != 0 for atoms in frames["train"])
 
 
+def share_of_forces(structures: list[ase.Atoms]) -> float:
+    """What the weight of charges is multiplied by so that they count beside forces, as lorem's log
+    advises: a twentieth of the mean square of the forces over that of energies per atom."""
+    forces = np.concatenate([atoms.get_forces().ravel() for atoms in structures])
+    energies = [atoms.get_potential_energy() / len(atoms) for atoms in structures]
+    return float(max(1.0, 0.05 * np.mean(forces**2) / np.mean(np.square(energies))))
+
+
 def charge_variance(structures: list[ase.Atoms]) -> float | None:
     """Mean variance of the charges of an element, e²; None without charges."""
     if "atomic_charge" not in structures[0].arrays:

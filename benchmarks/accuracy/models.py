@@ -45,6 +45,8 @@ class Model:
     label: str
     hypers: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
+    predicts_charges: bool = False
+    """Atom by atom, without equilibration"""
 
     @property
     def equilibrates(self) -> bool:
@@ -69,6 +71,8 @@ def _lorem(name: str, label: str, hypers: dict, training: dict) -> dict[str, Mod
         less = {"long_range": long_range | {"max_degree": 1}}
         variants["lr1"] = ("long range to degree 1", hypers | less)
         variants["both1"] = ("both, to degree 1", hypers | less | on)
+        on = {"charge_equilibration": {"enable": True, "hardness": "features"}}
+        variants["both-features"] = ("both, hardness by features", variants["both"][1] | on)
     return {
         f"{name}-{key}": Model("lorem", f"{label}, {variant_label}", variant, training)
         for key, (variant_label, variant) in variants.items()
@@ -108,6 +112,13 @@ MODELS: dict[str, Model] = {
         "lorem, energies last",
         SMALL,
         {"learning_rate": 1e-2, "final_energy_factor": 100.0},
+    ),
+    "lorem-head": Model(
+        "lorem",
+        "lorem, long range, charges predicted",
+        SMALL,
+        {"batch_size": 8, "learning_rate": 1e-2, **CLIP},
+        predicts_charges=True,
     ),
     **_lorem("lorem-default", "lorem-default", {"cutoff": CUTOFF}, {"learning_rate": 5e-3}),
     **_peer("pet", "PET", "pet", PET_SMALL, {"batch_size": 8, "learning_rate": 1e-3, **CLIP}),

@@ -102,8 +102,9 @@ def options(
     """Input of ``mtt train``."""
     targets = {"energy": {"key": "energy", "unit": "eV", "forces": True}}
     weights: dict = {"energy": {"weight": 1.0, "forces": {"weight": 1.0}}}
-    if model.equilibrates:
-        # one over the variance; peers have no use for charges
+    if model.equilibrates or model.predicts_charges:
+        # one over the variance, and more where forces are large; peers have no use for charges
+        share = datasets.share_of_forces(frames["train"])
         if variance := datasets.charge_variance(frames["train"]):
             targets["mtt::atomic_charge"] = {
                 "key": "atomic_charge",
@@ -111,15 +112,16 @@ def options(
                 "unit": "e",
                 "sample_kind": "atom",
             }
-            weights["mtt::atomic_charge"] = {"weight": float(f"{1 / variance:.2g}")}
-        if variance := datasets.dipole_variance(frames["train"]):
+            weights["mtt::atomic_charge"] = {"weight": float(f"{share / variance:.2g}")}
+        variance = datasets.dipole_variance(frames["train"])
+        if model.equilibrates and variance:
             targets["mtt::dipole_moment"] = {
                 "key": "dipole_moment",
                 "quantity": "dipole",
                 "unit": "e*A",
                 "type": {"cartesian": {"rank": 1}},
             }
-            weights["mtt::dipole_moment"] = {"weight": float(f"{1 / variance:.2g}")}
+            weights["mtt::dipole_moment"] = {"weight": float(f"{share / variance:.2g}")}
     charged = datasets.is_charged(frames)
     extra = {}
     if charged and model.architecture in ("lorem", "pet"):
@@ -179,8 +181,9 @@ def measure(
         epochs = number_of_epochs(times, budget)
         final = options(model, frames, folder, epochs, seed)
         times = train(folder / "final", final)
-        log = (folder / "final" / "log").read_text(errors="replace").splitlines()
-        print("".join(f"{line}\n" for line in log if "WARNING" in line), end="", file=sys.stderr)
+        for line in (folder / "final" / "log").read_text(errors="replace").splitlines():
+            if "[WARNING]" in line and "Warning:" not in line:
+                print(line, file=sys.stderr)
         tests = [file for file in frames if file not in ("train", "valid", datasets.CURVES)]
         command = [sys.executable, str(HERE / "evaluate.py"), "model.pt", "extensions"]
         command += [str(folder / f"{test}.xyz") for test in tests]

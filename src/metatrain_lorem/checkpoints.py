@@ -218,6 +218,15 @@ def model_update_v5_v6(checkpoint: dict[str, Any]) -> None:
             state[f"{name}.bias"] = torch.cat([bias, bias.new_tensor([BORDERLESS])])
 
 
+def model_update_v6_v7(checkpoint: dict[str, Any]) -> None:
+    """Since version 7 the hardness may depend on the features.
+
+    :param checkpoint: changed in place
+    """
+    hypers = checkpoint["model_data"]["model_hypers"]["charge_equilibration"]
+    hypers.setdefault("hardness", "species")
+
+
 def trainer_update_v1_v2(checkpoint: dict[str, Any]) -> None:
     """Since version 2 checkpoints say with what their best value was found.
 

@@ -100,6 +100,10 @@ class ChargeEquilibrationHypers(TypedDict):
     energy: Literal["variational", "celli"] = "variational"
     """Which energy of the charges joins that of the model: ``variational``, all that the charges
     minimise, or ``celli``, the Coulomb part alone as in the CELLI paper."""
+    hardness: Literal["species", "features"] = "species"
+    """What the hardness of an atom depends on: its ``species`` alone, as in the CELLI paper, or,
+    with ``features``, its environment, too, for data where the same structure has several total
+    charges (:ref:`choosing:Hardness`)."""
     learn_widths: bool = False
     """Whether the widths of the Gaussian charges are learned per element, starting from the
     covalent radii, which they keep otherwise. Learned widths cost a finer mesh where all radii are

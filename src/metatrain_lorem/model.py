@@ -70,7 +70,7 @@ class Lorem(Stages, ModelInterface[ModelHypers]):
     :raises ValueError: for hypers out of range and targets that the model can't have
     """
 
-    __checkpoint_version__ = 6
+    __checkpoint_version__ = 7
     __supported_devices__ = ["cuda", "cpu"]
     __supported_dtypes__ = [torch.float32, torch.float64]
     exports_double = True  # structures and outputs, whatever the precision of the parameters

@@ -52,7 +52,8 @@ class ChargeStages:
         graph = part.graph
         boundaries = graph.boundaries
         all_species = self.graph.types_to_species[system.types.to(torch.long)]
-        interactions = self.charge_equilibration.interactions(graph, all_species)
+        hardness = self.charge_equilibration.hardness_of(part.stages[-1], graph.species)
+        interactions = self.charge_equilibration.interactions(graph, all_species, hardness)
         present = torch.tensor(graph.structure_species[0], device=sums.device)
         crystal = Crystal(
             positions=graph.positions,
@@ -68,7 +69,7 @@ class ChargeStages:
         if interactions.uses_pairs:
             pairs = torch.stack([graph.centers, graph.neighbors])
             weights = interactions.pair_weights
-        operator = crystal_operator(interactions, 0, crystal, pairs, weights)
+        operator = crystal_operator(interactions, 0, crystal, hardness, pairs, weights)
         return operator, self.charge_equilibration.chi(part.stages[-1], graph)
 
     @torch.jit.export
@@ -161,7 +162,7 @@ class ChargeStages:
         block = self.charge_equilibration
         assert block is not None
         graph, species = part.graph, part.graph.species
-        hardness = block.hardness()[species]
+        hardness = block.hardness_of(part.stages[-1], species)
         potentials = products - hardness * charges
         exact = exact_sums(charges, own_total, graph.system_index)
         energies = charge_energies(exact, potentials, chi, hardness, block.variational)

@@ -94,7 +94,9 @@ class Trainer(TrainerInterface[TrainerHypers]):
             else f"Training in {dtype} on {processes.device}"
         )
         processes.check_same_split(train_datasets + val_datasets)
-        sizes, missing, all_digits = check_data(model, train_datasets, val_datasets, processes)
+        sizes, missing, all_digits, spread = check_data(
+            model, train_datasets, val_datasets, processes
+        )
 
         is_new = self._continue_or_start(model, train_datasets, val_datasets, processes)
         _place(model, dtype, processes)
@@ -121,6 +123,7 @@ class Trainer(TrainerInterface[TrainerHypers]):
         loss = GlobalLoss(targets=model.dataset_info.targets, config=self.hypers["loss"])
         for name, info in loss.metadata.items():
             logging.info(f"Loss of {name}: {info}")
+        spread.report(model, loss, processes)
         # the loss of a dipole moment is in its own unit, too, not divided by the number of atoms
         per_structure = [*self.hypers["per_structure_targets"], *unscaled_targets(model)]
         evaluator = Evaluator(model, loss, per_structure, dtype, processes)

@@ -12,7 +12,9 @@ from helpers.qeq_cases import BOUNDARIES, K_E, NAMES, TYPES, Structures, make_mo
 
 def test_parameters_of_the_species():
     """Covalent radii in Å, also of a model in other units; hardness 14.4 eV/e²."""
-    module = make_module("auto", learn_widths=True, length_unit="bohr", hardness=False).float()
+    module = make_module(
+        "auto", learn_widths=True, length_unit="bohr", known_hardness=False
+    ).float()
     bohr = 0.529177210903
     radii = torch.tensor(ase.data.covalent_radii[TYPES], dtype=torch.float32)
     torch.testing.assert_close(module.widths() * bohr, radii, rtol=1e-6, atol=0.0)
@@ -20,6 +22,24 @@ def test_parameters_of_the_species():
     with torch.no_grad():
         module.raw_hardness.fill_(-50.0)
     torch.testing.assert_close(module.hardness() / bohr, torch.full((3,), 0.2))
+
+
+@pytest.mark.parametrize("kind", ["features", "species"])
+def test_hardness_of_atoms(kind):
+    """That of their species, which the features change where they are asked; never below 0.2/Å."""
+    module = make_module("auto", known_hardness=False, hardness=kind)
+    species = torch.tensor([0, 0, 1, 2])
+    x = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    of_species, of_atoms = module.hardness()[species], module.hardness_of(x, species)
+    if kind == "species":
+        assert torch.equal(of_atoms, of_species)
+        return
+    differences = (of_atoms - of_species).abs()
+    assert 1e-3 < differences.min() and differences.max() < 0.2
+    assert (of_atoms[0] - of_atoms[1]).abs() > 1e-3
+    with torch.no_grad():
+        module.local_hardness[2].bias.fill_(-50.0)
+    torch.testing.assert_close(module.hardness_of(x, species), torch.full((4,), 0.2).double())
 
 
 @pytest.mark.parametrize("energy", ["variational", "celli"])
@@ -33,6 +53,9 @@ def test_charges_and_energies(batch, three_species, solver, energy):
     total_charges = [1.0, -1.0, 0.0, -0.37, 2.0, 0.0, 0.0, -1.0, 1.0]
     data = Structures(batch, structures, total_charges)
     module = make_module(solver, energy)
+    # of each atom its own, as from its features
+    factors = torch.linspace(0.7, 1.5, len(data.species), dtype=torch.float64)
+    data.hardness = factors * module.hardness()[data.species]
     result = data.solve(module)
     for number in range(len(structures)):
         positions, cell, pbc, widths, hardness, chi, total = data.expected(module, number)

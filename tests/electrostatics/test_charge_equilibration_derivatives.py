@@ -35,21 +35,21 @@ def test_second_derivatives(batch, three_species, pbc, solver):
     data = Structures(batch, [three_species(4, pbc)], [1.0])
     # central differences feel the tolerance of the solver, not that of the sums
     module = make_module(solver, accuracy=1e-6, learn_widths=True, tolerance=1e-14)
-    names = ["raw_hardness", "raw_widths"]
+    hardness = module.hardness()[data.species] + torch.tensor([0.1, -0.2, 0.3, 0.0])
     weights = torch.tensor([0.3, -0.8, 0.5, 1.1], dtype=torch.float64)
 
-    def function(positions, strain, chi, raw_hardness, raw_widths):
-        arguments = data.arguments(positions, strain, chi)
-        parameters = dict(zip(names, [raw_hardness, raw_widths], strict=True))
+    def function(positions, strain, chi, hardness, raw_widths):
+        data.hardness = hardness
+        parameters = {"raw_widths": raw_widths}
         with torch.nn.utils.stateless._reparametrize_module(module, parameters):
-            result = module.equilibrate(*arguments)
+            result = data.solve(module, positions=positions, strain=strain, chi=chi)
         return result.energies.sum() + (result.charges**2 * weights).sum()
 
     inputs = [
         data.data.positions,
         torch.zeros(3, 3, dtype=torch.float64),
         data.data.charges[:, 0],
-        module.raw_hardness.detach(),
+        hardness.detach(),
         module.raw_widths.detach(),
     ]
     inputs = [x.clone().requires_grad_() for x in inputs]

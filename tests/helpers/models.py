@@ -71,6 +71,8 @@ def new_model(
             electronegativity = torch.tensor([-3.0, -1.0, 1.0, 3.0])
             model.charge_equilibration.species_electronegativity += electronegativity
             model.charge_equilibration.raw_hardness += torch.tensor([0.2, -0.1, 0.1, -0.3])
+            if model.charge_equilibration.local_hardness is not None:
+                model.charge_equilibration.local_hardness[2].weight *= 10.0
     if scale:
         frame = bulk()
         frame.numbers = np.array(model.atomic_types)[[1, 2, 3, 0, 0, 1]]

@@ -32,12 +32,12 @@ def make_module(
     cutoff=CUTOFF,
     types=TYPES,
     length_unit="angstrom",
-    hardness=True,
+    known_hardness=True,
     **options,
 ):
     """The block in double precision.
 
-    :param hardness: whether the species have ``HARDNESS``
+    :param known_hardness: whether the species have ``HARDNESS``
     :param options: hypers ``charge_equilibration`` that differ from tight ones
     """
     hypers = copy.deepcopy(get_default_hypers("lorem")["model"])
@@ -48,7 +48,7 @@ def make_module(
     block.update(options)
     torch.manual_seed(0)
     module = ChargeEquilibration(hypers, types, length_unit).double()
-    if hardness:
+    if known_hardness:
         with torch.no_grad():
             values = torch.tensor([HARDNESS[TYPES.index(number)] for number in types])
             module.raw_hardness.copy_(torch.log(torch.expm1(values - 0.2)))
@@ -63,7 +63,8 @@ class Energy(torch.nn.Module):
         self.charge_equilibration = module
 
     def forward(self, chi: torch.Tensor, graph: Graph) -> torch.Tensor:
-        result = self.charge_equilibration.equilibrate(chi, graph)
+        block = self.charge_equilibration
+        result = block.equilibrate(chi, block.hardness()[graph.species], graph)
         energy = result.energies.sum()
         if torch.jit.is_scripting():
             equilibrium = result.equilibrium
@@ -83,6 +84,8 @@ class Structures:
         self.data = batch(structures, [values[:, None] for values in chi], cutoff)
         numbers = np.concatenate([atoms.numbers for atoms in structures])
         self.species = torch.tensor([TYPES.index(number) for number in numbers])
+        self.hardness: torch.Tensor | None = None
+        """Of each atom, where it is not that of the species."""
 
     def arguments(self, positions=None, strain=None, chi=None, dtype=torch.float64):
         """Of ``equilibrate``."""
@@ -98,18 +101,24 @@ class Structures:
         return chi.to(dtype), graph
 
     def solve(self, module, **changes):
-        return module.equilibrate(*self.arguments(**changes))
+        chi, graph = self.arguments(**changes)
+        hardness = module.hardness()[graph.species] if self.hardness is None else self.hardness
+        return module.equilibrate(chi, hardness.to(chi.dtype), graph)
 
     def expected(self, module, number):
         """Arguments of the oracle for one structure."""
         atoms = self.structures[number]
         species = [TYPES.index(n) for n in atoms.numbers]
+        hardness = module.hardness()[species]
+        if self.hardness is not None:
+            first = sum(len(atoms) for atoms in self.structures[:number])
+            hardness = self.hardness[first : first + len(species)]
         return (
             atoms.positions,
             np.array(atoms.cell) * atoms.pbc[:, None],
             atoms.pbc,
             module.widths().detach().numpy()[species],
-            module.hardness().detach().numpy()[species],
+            hardness.detach().numpy(),
             self.chi[number],
             self.total_charges[number],
         )

@@ -75,6 +75,11 @@ class ChargeEquilibration(torch.nn.Module):
         # small charges at first, whose energy does not bury that of the data
         self.electronegativity[2].weight.data *= 0.1
         self.species_electronegativity = torch.nn.Parameter(torch.zeros(len(radii)))
+        self.local_hardness: torch.nn.Module | None = None
+        if options["hardness"] == "features":
+            self.local_hardness = MLP([d, d, 1])
+            # that of the species at first
+            self.local_hardness[2].weight.data *= 0.1
         start = math.log(math.expm1(INITIAL_HARDNESS - LEAST_HARDNESS))
         self.raw_hardness = torch.nn.Parameter(torch.full((len(radii),), start))
         # softplus(g) / ln 2 is one where g is zero
@@ -130,9 +135,28 @@ class ChargeEquilibration(torch.nn.Module):
         )
 
     def hardness(self) -> torch.Tensor:
-        """Hardness J of the species in 1/length ``[species]``."""
-        softplus = torch.nn.functional.softplus(self.raw_hardness)
-        return (self.least_hardness + softplus) / self.angstrom
+        """Hardness J of the species in 1/length ``[species]``; where it depends on the features,
+        what they change it from."""
+        return self.as_hardness(self.raw_hardness)
+
+    def as_hardness(self, raw: torch.Tensor) -> torch.Tensor:
+        """
+        :param raw: any numbers
+        :return: hardness, above a limit: the matrix of the charges stays positive definite, in
+            1/length
+        """
+        return (self.least_hardness + torch.nn.functional.softplus(raw)) / self.angstrom
+
+    def hardness_of(self, x: torch.Tensor, species: torch.Tensor) -> torch.Tensor:
+        """
+        :param x: scalar features ``[atoms, d]``
+        :param species: of the atoms ``[atoms]``
+        :return: hardness of the atoms ``[atoms]``, 1/length
+        """
+        raw = self.raw_hardness[species]
+        if self.local_hardness is not None:
+            raw = raw + self.local_hardness(x).squeeze(1)
+        return self.as_hardness(raw)
 
     def widths(self) -> torch.Tensor:
         """Widths of the Gaussians of the species ``[species]``."""
@@ -151,7 +175,8 @@ class ChargeEquilibration(torch.nn.Module):
         :return: new scalar features ``[atoms, d]``; the charges and their energy
         :raises ValueError: for a structure whose charges do not converge
         """
-        charges = self.equilibrate(self.chi(x, graph), graph)
+        hardness = self.hardness_of(x, graph.species)
+        charges = self.equilibrate(self.chi(x, graph), hardness, graph)
         return self.respond(x, species_features, charges), charges
 
     def chi(self, x: torch.Tensor, graph: Graph) -> torch.Tensor:
@@ -176,15 +201,16 @@ class ChargeEquilibration(torch.nn.Module):
         q = charges.charges.unsqueeze(1)
         return self.update(x, torch.cat([q, species_features], dim=1))
 
-    def equilibrate(self, chi: torch.Tensor, graph: Graph) -> Charges:
+    def equilibrate(self, chi: torch.Tensor, hardness: torch.Tensor, graph: Graph) -> Charges:
         """
-        Charges for given electronegativities.
+        Charges for given electronegativities and hardnesses.
 
         :param chi: electronegativities ``[atoms]``, e/length
+        :param hardness: ``[atoms]``, 1/length
         :param graph: of the batch, with total charges
         :return: the charges and their energy
         """
-        interactions = self.interactions(graph, graph.species)
+        interactions = self.interactions(graph, graph.species, hardness)
         acting, shift = chi, chi
         field = graph.field
         if field is not None:
@@ -198,16 +224,18 @@ class ChargeEquilibration(torch.nn.Module):
         energies = self.coulomb_constant * equilibrium.energies
         if field is not None:
             energies = energies + shift * equilibrium.charges
-        hardness = interactions.hardness[graph.species]
         return self.charges(chi, energies, equilibrium, hardness)
 
-    def interactions(self, graph: Graph, species: torch.Tensor) -> Interactions:
+    def interactions(
+        self, graph: Graph, species: torch.Tensor, hardness: torch.Tensor
+    ) -> Interactions:
         """
         :param graph: of the batch
         :param species: of the atoms, and of neighbours of other processes ``[all atoms]``
+        :param hardness: of the atoms ``[atoms]``, 1/length
         :return: what the energy of the charges depends on besides these
         """
-        hardness, variances = self.hardness(), self.widths() ** 2
+        variances = self.widths() ** 2
         pair_weights = torch.zeros_like(graph.distances)
         if self.uses_pairs:
             atoms = variances[species]
@@ -218,6 +246,7 @@ class ChargeEquilibration(torch.nn.Module):
         return Interactions(
             graph=graph,
             hardness=hardness,
+            species_hardness=self.hardness(),
             variances=variances,
             pair_weights=pair_weights,
             uses_pairs=self.uses_pairs,

@@ -21,7 +21,6 @@ from .unscaled import (
     LabelSpread,
     check_born_charges,
     check_dipole,
-    unscaled_targets,
     warn_of_unused_dipoles,
 )
 
@@ -31,7 +30,7 @@ def check_data(
     train_datasets: list[Dataset],
     val_datasets: list[Dataset],
     processes: Processes,
-) -> tuple[list[list[Size]], bool, list[Digits]]:
+) -> tuple[list[list[Size]], bool, list[Digits], LabelSpread]:
     """Refuse structures and labels that cannot be used, before anything is trained.
 
     :param model: the model
@@ -39,7 +38,8 @@ def check_data(
     :param val_datasets: validation sets
     :param processes: each looks at its share
     :return: sizes of the structures in this process' shares of the training sets, whether
-        training labels are missing, and what single precision may take from both sets
+        training labels are missing, what single precision may take from both sets, and how far
+        training labels without scale spread
     :raises ValueError: naming set, structure and quantity; also for the test sets, if ``mtt train``
         has read any
     """
@@ -51,12 +51,12 @@ def check_data(
         splits["test"] = run.test_sets(train_datasets)
         warn_of_ignored_charges(run, model)
     elements, all_sizes, missing = Elements(model), [], False
+    spread = LabelSpread(model)
     all_digits = []
     for split, datasets in splits.items():
         training = split == "training"
         labels = LabelCheck(model.dataset_info.targets, split)
         total_charges = TotalChargeCheck.of(model, split)
-        spread = LabelSpread(unscaled_targets(model) if training else [])
         digits = Digits(model, split)
         for part in share(datasets, processes.rank, processes.size):
             name = set_name(part, split, run)
@@ -67,7 +67,8 @@ def check_data(
                 check_structure(system, structure)
                 has_labels = labels.add(fields, structure)
                 total_charges.add(fields, index)
-                spread.add(fields)
+                if training:
+                    spread.add(fields)
                 digits.add(fields, f"s{structure[1:]}")
                 if model.readout.charge_dipole is not None:
                     check_dipole(fields, structure)
@@ -81,7 +82,6 @@ def check_data(
                 all_sizes.append(sizes)
         missing_here = labels.finish(processes)
         lowest, highest = total_charges.finish(processes)
-        spread.report(processes)
         if split != "test":
             all_digits.append(digits)
         if training:
@@ -96,7 +96,7 @@ def check_data(
     warn_of_unused_dipoles(model)
     warn_of_missing_forces(model.dataset_info.targets)
     warn_of_missing_units(model.dataset_info.targets, train_datasets, run)
-    return all_sizes, missing, all_digits
+    return all_sizes, missing, all_digits, spread
 
 
 def set_name(dataset: Dataset, split: str, run: Run | None) -> str:

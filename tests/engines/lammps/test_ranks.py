@@ -32,7 +32,11 @@ MODELS = {
     "celli": COULOMB_PART,
     "charges": QEQ | {"long_range": {"enable": False}},
     "widths": {
-        "charge_equilibration": {"enable": True, "learn_widths": True},
+        "charge_equilibration": {
+            "enable": True,
+            "learn_widths": True,
+            "hardness": "features",
+        },
         "conditional": True,
     },
     "single precision": QEQ,

@@ -57,7 +57,7 @@ def dense_charges(
             else:
                 matrix = periodic_matrix(interactions, members, atoms, mask)
             real = mask.to(chi.dtype)
-            a = matrix + torch.diag_embed(interactions.hardness[species] * real)
+            a = matrix + torch.diag_embed(interactions.hardness[atoms] * real)
             total = graph.total_charge[torch.tensor(members, device=chi.device)].to(chi.dtype)
             q = solve_dense(a, chi[atoms] * real, total, mask) * real
             v = torch.bmm(matrix, q.unsqueeze(2)).squeeze(2) * real

@@ -7,7 +7,7 @@ minimise
     E = \sum_i \bigl(\chi_i q_i + \tfrac{1}{2} J_i q_i^2\bigr) + \tfrac{1}{2} q^T C q ,
     \qquad \sum_i q_i = Q ,
 
-with the hardness J of each species and the Coulomb matrix C of Gaussian charges
+with the hardness J of each atom and the Coulomb matrix C of Gaussian charges
 (:mod:`.gaussians`).
 """
 
@@ -99,7 +99,7 @@ def equilibrate(
     charges, potentials = dense_charges(interactions, dense, chi)
     constants, residual = torch.zeros_like(chi), torch.zeros_like(chi)
     operators: list[ChargeOperator] = []
-    hardness = interactions.hardness[graph.species]
+    hardness = interactions.hardness
     if len(iterative) > 0:
         limits = limits_of(solver, chi)
         # TorchScript: derivatives by ``response``

@@ -29,7 +29,8 @@ class Interactions(NamedTuple):
     """What the energy of the charges of a batch depends on besides the charges."""
 
     graph: Graph
-    hardness: torch.Tensor  # [species] 1/length
+    hardness: torch.Tensor  # [atoms] 1/length
+    species_hardness: torch.Tensor  # [species] about that of their atoms: to precondition
     variances: torch.Tensor  # [species] squared widths of the Gaussians, length²
     pair_weights: torch.Tensor  # [pairs] what pairs interact more than Gaussians of the smearing
     uses_pairs: bool  # false where all Gaussians are wider than the smearing

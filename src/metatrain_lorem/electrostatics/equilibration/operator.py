@@ -140,7 +140,7 @@ def isolated_operator(interactions: Interactions, structure: int) -> ChargeOpera
     graph = interactions.graph
     begin, end = graph.boundaries.first[structure], graph.boundaries.first[structure + 1]
     species = graph.species[begin:end]
-    hardness, variances = interactions.hardness[species], interactions.variances[species]
+    hardness, variances = interactions.hardness[begin:end], interactions.variances[species]
     none = variances[:0]
     return ChargeOperator(
         periodic=False,
@@ -191,7 +191,8 @@ def periodic_operator(interactions: Interactions, structure: int) -> ChargeOpera
         volume=boundaries.volumes[structure],
         lengths=boundaries.lengths[structure],
     )
-    return crystal_operator(interactions, structure, crystal, pairs, pair_weights)
+    hardness = interactions.hardness[begin:end]
+    return crystal_operator(interactions, structure, crystal, hardness, pairs, pair_weights)
 
 
 def places_among(present: torch.Tensor, interactions: Interactions) -> torch.Tensor:
@@ -209,6 +210,7 @@ def crystal_operator(
     interactions: Interactions,
     structure: int,
     crystal: Crystal,
+    hardness: torch.Tensor,
     pairs: torch.Tensor,
     pair_weights: torch.Tensor,
 ) -> ChargeOperator:
@@ -216,20 +218,22 @@ def crystal_operator(
     :param interactions: of the batch
     :param structure: number of a periodic structure or a slab
     :param crystal: its atoms, or those that a process has, about the mean of all
+    :param hardness: of these atoms ``[atoms]``, 1/length
     :param pairs: their pairs ``[2, pairs]``
     :param pair_weights: what these interact more than on the mesh ``[pairs]``, 1/length
     :return: its matrix A, or the rows of these atoms
     """
     boundaries, parameters = interactions.graph.boundaries, interactions.parameters
     positions, local, present = crystal.positions, crystal.species, crystal.present
-    hardness, variances = interactions.hardness[present], interactions.variances[present]
+    variances, of_species = interactions.variances[present], interactions.species_hardness[present]
     wide, excess = pair_variances(variances, parameters.smearing)
     mesh = species_mesh(crystal, wide, excess, parameters.mesh_spacing, parameters.spline_order)
-    diagonal = hardness + torch.rsqrt(math.pi * variances)
+    # the same in all processes
+    diagonal = of_species + torch.rsqrt(math.pi * variances)
     preconditioner = kerker_preconditioner(
         detached_crystal(crystal),
         variances.detach(),
-        hardness.detach(),
+        of_species.detach(),
         diagonal.detach(),
         interactions.angstrom,
     )
@@ -240,7 +244,7 @@ def crystal_operator(
         slab_shift = variances[local] + boundaries.heights[structure] ** 2 / 12.0
     return ChargeOperator(
         periodic=True,
-        diagonal=hardness[local] + self_weights(variances, parameters.smearing)[local],
+        diagonal=hardness + self_weights(variances, parameters.smearing)[local],
         pairs=pairs,
         pair_weights=pair_weights,
         mesh=mesh,
