@@ -112,3 +112,42 @@ plt.show()
 # differ, too, and this model saw clusters and crystals but never a slab. Each single curve is
 # smooth, and as a slab independent of the vacuum, but energies of *different* kinds of boundary
 # can be compared only as far as training held both. :doc:`/pitfalls` has more of this kind.
+
+# %%
+# Slab and bulk
+# -------------
+#
+# What a thick slab gains per layer is the energy of bulk. The same sodium chloride, ideal, as slabs
+# of one to five cells and as a crystal:
+
+cell = ase.build.bulk("NaCl", "rocksalt", a=5.64, cubic=True) * (2, 2, 1)
+
+
+def energy(calculator: MetatomicCalculator, cells: int, periodic: bool) -> float:
+    """Energy of some cells on top of each other, a crystal or a slab (eV)."""
+    atoms = cell.repeat((1, 1, cells))
+    atoms.pbc = (True, True, periodic)
+    atoms.info["charge"] = 0
+    atoms.calc = calculator
+    return atoms.get_potential_energy()
+
+
+counts = np.arange(1, 6)
+figure, axes = plt.subplots(figsize=(5, 3.8), layout="constrained")
+for name, calculator in models.items():
+    of_bulk = energy(calculator, 4, True) / 4
+    of_slabs = np.diff([energy(calculator, count, False) for count in counts])
+    differences = 1e3 * (of_slabs - of_bulk) / len(cell)
+    print(f"{name}: the last cell of a slab is {differences[-1]:+.2f} meV/atom from bulk")
+    axes.plot(counts[1:], differences, "o-", label=name)
+axes.axhline(0.0, color="0.4", lw=0.8, zorder=0)
+axes.set(xlabel="cells of the slab", ylabel="one more cell minus bulk (meV/atom)")
+axes.set_xticks(counts[1:])
+axes.legend(frameon=False)
+plt.show()
+
+# %%
+# Charges that sum to the total charge agree, as short-range models and partial charges do: surface
+# energies may be taken from both kinds of calculation. Those of the long-range block sum to another
+# number in each layer, and their potentials do not: where surface energies matter, leave the block
+# out, or train on slabs and bulk.
