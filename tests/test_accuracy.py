@@ -259,7 +259,7 @@ def test_charges_are_for_those_who_use_them(accuracy):
     share = 0.05 * np.mean(forces**2) / np.mean(np.square(energies))
     assert share > 1.5
     assert weight["weight"] == pytest.approx(share * len(charges) / sum(within), rel=0.05)
-    ends = ("qeq", "both", "both1", "both-features", "head")
+    ends = ("qeq", "both", "both1", "both-features", "both-after", "head")
     for name, options in section.items():
         charged = "mtt::atomic_charge" in options["training_set"]["targets"]
         assert charged == ("lorem" in name and name.endswith(ends))

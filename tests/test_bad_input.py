@@ -219,6 +219,13 @@ def test_single_atom(lorem, pbc, enable, num_message_passing):
         ({"charge_equilibration": {"tolerance": 0.0}}, "charge_equilibration.tolerance: 0.0"),
         ({"charge_equilibration": {"max_iterations": 0}}, "charge_equilibration.max_iterations: 0"),
         ({"charge_equilibration": {"epsilon_infinity": 0.9}}, "epsilon_infinity: 0.9 is no"),
+        (
+            {
+                "charge_equilibration": {"enable": True, "after_long_range": True},
+                "long_range": {"enable": False},
+            },
+            "after_long_range: true without long_range",
+        ),
         ({"cutoff": -1.0}, "cutoff"),
         ({"cutoff": 0.0, "long_range": {"enable": False}}, "cutoff"),
         ({"cutoff_function": "shifted"}, "shifted"),

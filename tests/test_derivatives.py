@@ -57,6 +57,14 @@ CHARGES = {
         "charge_equilibration": {**ITERATIVE, "energy": "celli", "hardness": "features"},
         "conditional": True,
     },
+    "dense, last": {
+        "charge_equilibration": {**DENSE, "after_long_range": True},
+        "conditional": True,
+    },
+    "iterative, last": {
+        "charge_equilibration": {**ITERATIVE, "after_long_range": True},
+        "conditional": True,
+    },
     "total charge": {"conditional": True},
     "backbone": {
         "backbone": backbones.section("pet"),

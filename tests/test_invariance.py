@@ -23,6 +23,10 @@ MODELS = {
         "long_range": {"accuracy": ACCURACY},
         "charge_equilibration": {"enable": True, "accuracy": ACCURACY, "hardness": "features"},
     },
+    "charge equilibration last": {
+        "long_range": {"accuracy": ACCURACY},
+        "charge_equilibration": {"enable": True, "accuracy": ACCURACY, "after_long_range": True},
+    },
     "partial charges": {"long_range": {"accuracy": ACCURACY, "energy": "charges"}},
     "dispersion": {"long_range": {"accuracy": ACCURACY, "exponents": [1, 6]}},
     "short-range message passing": {"long_range": {"enable": False}, "num_message_passing": 2},

@@ -219,12 +219,14 @@ def model_update_v5_v6(checkpoint: dict[str, Any]) -> None:
 
 
 def model_update_v6_v7(checkpoint: dict[str, Any]) -> None:
-    """Since version 7 the hardness may depend on the features.
+    """Since version 7 the hardness may depend on the features, and charges may be equilibrated
+    after the long range.
 
     :param checkpoint: changed in place
     """
     hypers = checkpoint["model_data"]["model_hypers"]["charge_equilibration"]
     hypers.setdefault("hardness", "species")
+    hypers.setdefault("after_long_range", False)
 
 
 def trainer_update_v1_v2(checkpoint: dict[str, Any]) -> None:

@@ -104,6 +104,10 @@ class ChargeEquilibrationHypers(TypedDict):
     """What the hardness of an atom depends on: its ``species`` alone, as in the CELLI paper, or,
     with ``features``, its environment, too, for data where the same structure has several total
     charges (:ref:`choosing:Hardness`)."""
+    after_long_range: bool = False
+    """Whether electronegativities are read from features that know the potentials of the long-range
+    block, too, and not before them. Better among structures like those of training, worse for
+    parts farther apart (:ref:`choosing:After the long range`)."""
     learn_widths: bool = False
     """Whether the widths of the Gaussian charges are learned per element, starting from the
     covalent radii, which they keep otherwise. Learned widths cost a finer mesh where all radii are
@@ -220,6 +224,15 @@ def has_long_range_features(hypers: ModelHypers) -> bool:
     return hypers["long_range"]["enable"] and hypers["long_range"]["energy"] == "features"
 
 
+def equilibrates_last(hypers: ModelHypers) -> bool:
+    """
+    :param hypers: of a model
+    :return: whether charges are equilibrated after the long-range block
+    """
+    options = hypers["charge_equilibration"]
+    return options["enable"] and options["after_long_range"]
+
+
 def check_hypers(hypers: ModelHypers) -> None:
     """Refuse numbers out of range, which types alone let pass.
 
@@ -264,6 +277,11 @@ def check_hypers(hypers: ModelHypers) -> None:
             raise ValueError(
                 f"architecture.model.{block}.accuracy: {accuracy} is not between 1e-12 and 1e-2"
             )
+    if equilibrates_last(hypers) and not has_long_range_features(hypers):
+        raise ValueError(
+            "architecture.model.charge_equilibration.after_long_range: true without long_range: "
+            "enable that block, or leave the option out"
+        )
     tolerance = hypers["charge_equilibration"]["tolerance"]
     if tolerance is not None and not 0.0 < tolerance < 1.0:
         raise ValueError(

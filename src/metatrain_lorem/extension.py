@@ -10,7 +10,7 @@ from metatrain.utils.abc import ModelInterface
 from metatrain.utils.data import DatasetInfo
 
 from . import backbones
-from .documentation import ModelHypers, has_partial_charges
+from .documentation import ModelHypers, equilibrates_last, has_partial_charges
 
 BLOCKS = ("charge_equilibration", "long_range")
 """Blocks that a model may get later, in their order."""
@@ -36,7 +36,7 @@ def stage_names(hypers: ModelHypers) -> list[str]:
     names += [f"message passing {i}" for i in range(int(hypers["num_message_passing"]))]
     if hypers["backbone"]["name"] is not None:
         names.append("backbone")
-    for block in BLOCKS:
+    for block in reversed(BLOCKS) if equilibrates_last(hypers) else BLOCKS:
         if hypers[block]["enable"] and not (block == "long_range" and has_partial_charges(hypers)):
             names.append(block)
     return names

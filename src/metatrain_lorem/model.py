@@ -26,7 +26,7 @@ from .blocks.charge_equilibration import ChargeEquilibration, Charges
 from .blocks.long_range import LongRange
 from .blocks.partial_charges import PartialCharges
 from .blocks.short_range import ShortRange
-from .documentation import ModelHypers, check_hypers, has_partial_charges
+from .documentation import ModelHypers, check_hypers, equilibrates_last, has_partial_charges
 from .electrostatics.boundaries import Vacuum
 from .extension import stage_names
 from .graph import Graph, GraphBuilder
@@ -57,7 +57,7 @@ class Lorem(Stages, ModelInterface[ModelHypers]):
     3. ``lorem::backbone`` (:mod:`.blocks.backbone`), where there is one: features of another
        architecture of metatrain into those of LOREM;
     4. ``lorem::charge_equilibration`` (:mod:`.blocks.charge_equilibration`), where enabled: scalar
-       features to charges of a given sum, and back;
+       features to charges of a given sum, and back; with ``after_long_range`` after the next;
     5. ``lorem::long_range`` (:mod:`.blocks.long_range`), where enabled: features to equivariant
        charges, their potentials over all distances, and back; or to :mod:`.blocks.partial_charges`;
     6. ``lorem::readout`` (:mod:`.heads.readout`): features of all stages to the values of each
@@ -118,6 +118,7 @@ class Lorem(Stages, ModelInterface[ModelHypers]):
         if "spin_multiplicity" in dataset_info.extra_data and not spin:
             raise ValueError("extra_data: spin_multiplicity is not supported; remove it")
         self.charge_equilibration: torch.nn.Module | None = None
+        self.equilibrates_last: bool = equilibrates_last(hypers)
         # without the block the total charge acts on the features that everything starts from
         self.charge_embedding: torch.nn.Module | None = None
         self.long_range: torch.nn.Module | None = None
@@ -214,11 +215,8 @@ class Lorem(Stages, ModelInterface[ModelHypers]):
                 )
                 stages.append(x)
         charges: Optional[Charges] = None
-        if self.charge_equilibration is not None:
-            with record_function("lorem::charge_equilibration"):
-                species_features = self.short_range.embedding(graph.species)
-                x, charges = self.charge_equilibration(stages[-1], species_features, graph)
-                stages.append(x)
+        if not self.equilibrates_last:
+            charges = self.equilibrated(stages, graph)
         field: Optional[torch.Tensor] = None
         if self.long_range is not None:
             with record_function("lorem::long_range"):
@@ -227,6 +225,8 @@ class Lorem(Stages, ModelInterface[ModelHypers]):
         elif self.partial_charges is not None:
             with record_function("lorem::long_range"):
                 charges = self.partial_charges(stages[-1], graph)
+        if self.equilibrates_last:
+            charges = self.equilibrated(stages, graph)
         with record_function("lorem::readout"):
             features = Features(stages=stages, spherical=spherical, field=field)
             values = self.readout(features, charges, graph, list(outputs.keys()))
@@ -242,6 +242,16 @@ class Lorem(Stages, ModelInterface[ModelHypers]):
             if derives and not gradients:
                 results = without_gradients(results)
         return self.readout.rename(results, requested)
+
+    def equilibrated(self, stages: List[torch.Tensor], graph: Graph) -> Optional[Charges]:
+        """Charges, where a block equilibrates them, and features that know them as a stage more."""
+        charges: Optional[Charges] = None
+        if self.charge_equilibration is not None:
+            with record_function("lorem::charge_equilibration"):
+                species_features = self.short_range.embedding(graph.species)
+                x, charges = self.charge_equilibration(stages[-1], species_features, graph)
+                stages.append(x)
+        return charges
 
     def atomic_charges(
         self, systems: List[System], features: Features, charges: Optional[Charges], graph: Graph

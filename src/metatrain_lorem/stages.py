@@ -74,9 +74,10 @@ class Stages(ChargeStages):
         return results
 
     @torch.jit.export
-    def stage_support(self) -> tuple[bool, bool]:
+    def stage_support(self) -> tuple[bool, bool, bool]:
         """
-        :return: whether there is charge equilibration, and a long-range block
+        :return: whether there is charge equilibration, whether a long-range block, and whether
+            the latter comes first
         :raises ValueError: for models that can't be evaluated in stages
         """
         warn_of_built_in_charge(self.built_in_charge)
@@ -94,7 +95,8 @@ class Stages(ChargeStages):
         if self.long_range is not None:
             if self.long_range.dispersion is not None:
                 raise ValueError("models with dispersion (long_range.exponents) run on one process")
-        return self.charge_equilibration is not None, self.long_range is not None
+        blocks = self.charge_equilibration is not None, self.long_range is not None
+        return blocks[0], blocks[1], self.equilibrates_last
 
     @torch.jit.export
     def stage_sums(self, system: System, own: int) -> tuple[torch.Tensor, torch.Tensor]:

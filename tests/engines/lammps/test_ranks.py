@@ -39,6 +39,10 @@ MODELS = {
         },
         "conditional": True,
     },
+    "last": {
+        "charge_equilibration": {"enable": True, "after_long_range": True},
+        "conditional": True,
+    },
     "single precision": QEQ,
     "messages": {"num_message_passing": 1},
     "partial charges": {"long_range": {"energy": "charges"}},
@@ -243,6 +247,8 @@ CASES = [
     ("celli", "cubic", 2, {}),
     ("charges", "triclinic", 2, {}),
     ("widths", "cubic", 2, {}),
+    ("last", "triclinic", 3, {}),
+    ("last", "slab", 2, {}),
 ]
 
 

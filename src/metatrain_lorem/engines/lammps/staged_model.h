@@ -26,6 +26,8 @@ class StagedModel {
     const auto support = stages.run_method("stage_support").toTuple()->elements();
     equilibration = support[0].toBool();
     long_range = support[1].toBool();
+    // models exported before have two
+    equilibrates_last = support.size() > 2 && support[2].toBool();
   }
 
   Results evaluate(const Structure &structure, const Wanted &wanted,
@@ -50,7 +52,7 @@ class StagedModel {
     std::optional<ChargeSolver> solver;
     torch::Tensor chi, q;
     size_t before = 0;
-    if (equilibration) {
+    const auto equilibrate = [&] {
       const auto results =
           tape.run(method("stage_operator"), {system, part, sums}).toTuple()->elements();
       chi = results[1].toTensor();
@@ -60,8 +62,8 @@ class StagedModel {
       const auto products = solver->product(tape, q);
       part = tape.run(method("stage_equilibrated"),
                       {part, chi, q, products, solver->own_total(q)});
-    }
-    if (long_range) {
+    };
+    const auto add_potentials = [&] {
       const auto results = tape.run(method("stage_charges"), {part}).toTuple()->elements();
       const auto charges = results[0].toTensor();
       const auto sizes = communication.largest(results[2].toTensor());
@@ -74,7 +76,10 @@ class StagedModel {
       part = tape.run(method("stage_potentials"),
                       {part, tape.exchange(charges), tape.sum(results[1].toTensor()), on_mesh[0],
                        tape.gather(rows, mesh.size(0)), sizes});
-    }
+    };
+    if (equilibration && !equilibrates_last) equilibrate();
+    if (long_range) add_potentials();
+    if (equilibration && equilibrates_last) equilibrate();
     torch::Dict<std::string, metatomic_torch::ModelOutput> requested;
     requested.insert(model.energy_name, ExportedModel::output("", "atom"));
     if (wanted.charges) requested.insert("charge", ExportedModel::output("", "atom"));
@@ -115,7 +120,7 @@ class StagedModel {
 
   ExportedModel &model;
   torch::jit::Module stages;
-  bool equilibration, long_range;
+  bool equilibration, long_range, equilibrates_last;
 };
 
 #endif
