@@ -152,6 +152,27 @@ def test_new_charge_equilibration_adds_its_energy(lorem, name, conditional):
     torch.testing.assert_close(after - charge_energies, before)
 
 
+def test_charges_after_a_trained_long_range_add_their_energy_alone(lorem):
+    """Its features stay as they are, and so does what heads make of them."""
+    old = lorem.new_model()
+    block = {"enable": True, "after_long_range": True}
+    new = restarted(old, charge_equilibration=block)
+    frames = [lorem.frames["molecule"], lorem.frames["bulk"]]
+    after, before = lorem.values(new, frames), lorem.values(old, frames)
+    torch.nn.init.zeros_(new.readout.heads["energy"].invariants.last_layer.weight)
+    charge_energies = lorem.values(new, frames)
+    assert charge_energies.abs().max() > 1e-3
+    torch.testing.assert_close(after - charge_energies, before)
+
+
+@pytest.mark.parametrize("entry", [{"hardness": "features"}, {"after_long_range": True}])
+def test_what_charges_are_read_from_stays(lorem, entry):
+    """Other weights would be needed."""
+    old = lorem.new_model(charge_equilibration={"enable": True})
+    with pytest.raises(ValueError, match=next(iter(entry))):
+        restarted(old, charge_equilibration=entry)
+
+
 def test_equilibrated_model_takes_total_charges_later(lorem):
     """Then no block is new, and neutral structures stay as they are."""
     old = lorem.new_model(**MODELS["equilibrated"])

@@ -105,9 +105,9 @@ class ChargeEquilibrationHypers(TypedDict):
     with ``features``, its environment, too, for data where the same structure has several total
     charges (:ref:`choosing:Hardness`)."""
     after_long_range: bool = False
-    """Whether electronegativities are read from features that know the potentials of the long-range
-    block, too, and not before them. Better among structures like those of training, worse for
-    parts farther apart (:ref:`choosing:After the long range`)."""
+    """Whether charges are equilibrated after the long-range block, so that electronegativities know
+    its potentials: for parts no farther apart than in training
+    (:ref:`choosing:After the long range`)."""
     learn_widths: bool = False
     """Whether the widths of the Gaussian charges are learned per element, starting from the
     covalent radii, which they keep otherwise. Learned widths cost a finer mesh where all radii are

@@ -13,7 +13,7 @@ from . import backbones
 from .documentation import ModelHypers, equilibrates_last, has_partial_charges
 
 BLOCKS = ("charge_equilibration", "long_range")
-"""Blocks that a model may get later, in their order."""
+"""Blocks that a model may get later, in their usual order."""
 
 PER_SPECIES = (
     "short_range.embedding.weight",
@@ -63,7 +63,7 @@ def extended(
     Readouts of a new block start at zero. A new long-range block has no effect on the outputs yet,
     nor has the total charge as a new input. Partial charges add their energy, which is small at
     first for neutral structures alone (zero charges would not learn). A new charge equilibration
-    adds the energy of its charges, and as it updates the features before a long-range block, it
+    adds the energy of its charges, and where it updates the features before a long-range block, it
     changes what that makes of them. A new species starts as the mean of all others.
 
     :param model: left as it is

@@ -49,6 +49,12 @@ class ChargeStages:
             the own atoms ``[atoms]``, e/length
         """
         assert self.charge_equilibration is not None
+        if self.equilibrates_last and part.field is None:
+            raise ValueError(
+                "charges of this model are equilibrated after the long range (after_long_range), "
+                "which the plugin does not know: build it again, python -m metatrain_lorem "
+                "build-lammps-plugin"
+            )
         graph = part.graph
         boundaries = graph.boundaries
         all_species = self.graph.types_to_species[system.types.to(torch.long)]

@@ -73,6 +73,20 @@ def test_charges_and_energies(batch, three_species, solver, energy):
         np.testing.assert_allclose(got, K_E * chi, rtol=1e-12)
 
 
+def test_iterations_where_hardness_varies(batch):
+    """The preconditioner of long waves knows that of the species alone. Where that of atoms is up
+    to four times larger or smaller, some 25 iterations do what 7 do where it is not."""
+    atoms = bulk("NaCl", "rocksalt", a=5.64, cubic=True).repeat(3)
+    atoms.numbers = np.where(atoms.numbers == 11, *TYPES[:2])
+    data = Structures(batch, [atoms], [1.0])
+    module = make_module("iterative", tolerance=1e-10, max_iterations=30, accuracy=1e-6)
+    factors = np.exp(np.random.default_rng(0).uniform(-1.4, 1.4, len(atoms)))
+    data.hardness = torch.tensor(factors) * module.hardness().detach()[data.species]
+    charges = data.solve(module).charges.detach()
+    dense = data.solve(make_module("dense")).charges.detach()
+    torch.testing.assert_close(charges, dense, rtol=0.0, atol=1e-5)
+
+
 @pytest.mark.parametrize("solver", ["dense", "iterative"])
 @pytest.mark.parametrize("pbc", BOUNDARIES, ids=NAMES)
 def test_one_wide_species(batch, three_species, pbc, solver):

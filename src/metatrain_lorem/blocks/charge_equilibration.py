@@ -142,8 +142,8 @@ class ChargeEquilibration(torch.nn.Module):
     def as_hardness(self, raw: torch.Tensor) -> torch.Tensor:
         """
         :param raw: any numbers
-        :return: hardness, above a limit: the matrix of the charges stays positive definite, in
-            1/length
+        :return: hardness in 1/length, above a limit that keeps the matrix of the charges positive
+            definite
         """
         return (self.least_hardness + torch.nn.functional.softplus(raw)) / self.angstrom
 

@@ -10,8 +10,8 @@ class InvariantHead(torch.nn.Module):
     (arXiv 2507.19382), and the invariant coefficients of any other target.
 
     The last linear layers of all stages are kept as one linear map of their concatenated hidden
-    features, in the order of the stages: density, message passing (each step), long range. These
-    hidden features are the target's last-layer features.
+    features, in the order of the stages: density, message passing (each step), charges, long range
+    (the last two may change places). These hidden features are the target's last-layer features.
 
     :param num_features: scalar features d
     :param num_stages: number of stages

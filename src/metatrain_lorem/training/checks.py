@@ -15,10 +15,10 @@ from .datasets import share, structure_index
 from .digits import LARGEST_LABEL, Digits
 from .distributed import Processes
 from .files import Run, take_run
+from .label_spread import LabelSpread
 from .memory import Size
 from .total_charges import TOTAL_CHARGE, TotalChargeCheck
 from .unscaled import (
-    LabelSpread,
     check_born_charges,
     check_dipole,
     warn_of_unused_dipoles,

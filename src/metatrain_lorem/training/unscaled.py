@@ -10,19 +10,9 @@ from metatrain.utils.abc import ModelInterface
 
 from ..heads.charges import DIPOLE_MOMENT
 from ..heads.response import BORN_CHARGE
-from .distributed import Processes
-from .loss import GlobalLoss
 from .total_charges import TOTAL_CHARGE
 
 Weights = dict[str, float | dict[int, float]]
-
-SHARE = 0.05
-"""Of the loss of forces that are all zero, which that of charges at their mean is to have: in units
-of their spread, trained models know forces four times as well as charges
-(docs/src/choosing.rst)."""
-
-LEAST = 0.01
-"""Of the weight that follows; below, charges get worse while forces are learnt."""
 
 LARGEST_EXCESS = 0.1
 """Of the sum of the Born charges of a structure over its total charge in e, which calculations do
@@ -37,80 +27,6 @@ def unscaled_targets(model: ModelInterface) -> list[str]:
     """
     charged, new = model.readout.has_charges, model.scaler.new_outputs
     return [name for name in model.unscaled_targets if charged or name in new]
-
-
-class LabelSpread:
-    """How far labels without scale are from their mean, for atoms that of their element, and what
-    forces there are beside them.
-
-    :param model: the model
-    """
-
-    def __init__(self, model: ModelInterface) -> None:
-        # number, sum and sum of squares of the labels of each element
-        names = unscaled_targets(model)
-        self.sums = {name: torch.zeros(256, 3, dtype=torch.float64) for name in names}
-        # number and sum of squares of the components of forces
-        self.forces = {
-            name: torch.zeros(2, dtype=torch.float64)
-            for name, info in model.dataset_info.targets.items()
-            if "positions" in info.layout.block(0).gradients_list()
-        }
-
-    def add(self, fields: dict[str, Any]) -> None:
-        """
-        :param fields: structure and labels
-        """
-        for name, sums in self.sums.items():
-            if name not in fields:
-                continue
-            values = fields[name].block().values.to("cpu", torch.float64)
-            types = torch.zeros(values.shape[0], dtype=torch.int64)
-            if "atom" in fields[name].block().samples.names:
-                types = fields["system"].types.to("cpu", torch.int64)
-            types = types.repeat_interleave(values[0].numel())
-            values = values.flatten()
-            known = torch.isfinite(values)
-            powers = torch.stack([torch.ones_like(values), values, values**2], dim=1)
-            sums.index_add_(0, types[known], powers[known])
-        for name, sums in self.forces.items():
-            if name in fields and "positions" in fields[name].block().gradients_list():
-                values = fields[name].block().gradient("positions").values
-                values = values[torch.isfinite(values)].to("cpu", torch.float64)
-                sums += torch.stack([torch.ones_like(values), values**2]).sum(dim=1)
-
-    def report(self, model: ModelInterface, loss: GlobalLoss, processes: Processes) -> None:
-        """Log a weight for the loss of each target, and warn where it is far below.
-
-        :param model: with its final scales
-        :param loss: with the weights
-        :param processes: each has added its share
-        """
-        weights = {(term.target, term.gradient): term.weight for term in loss.losses.values()}
-        # of an error as large as the spread: one for targets with a scale
-        value, described = 1.0, "other targets"
-        for name, sums in self.forces.items():
-            count, squares = processes.sum(sums.to(processes.device)).tolist()
-            scale = float(model.scaler.model.scales[name].block().values.mean())
-            of_forces = weights.get((name, "positions"), 0.0) * squares / max(count, 1) / scale**2
-            if SHARE * of_forces > value:
-                value, described = SHARE * of_forces, f"the forces of '{name}'"
-        for name, sums in self.sums.items():
-            count, total, squares = processes.sum(sums.to(processes.device)).cpu().unbind(dim=1)
-            variance = float((squares - total**2 / count.clamp(min=1)).sum() / count.sum())
-            if not variance > 0.0:
-                continue
-            weight, given = value / variance, weights[name, None]
-            logging.info(
-                f"Target '{name}' has neither baseline nor scale. Its training labels deviate by "
-                f"{variance**0.5:.3g} from their mean (of each element, for atoms): with a weight "
-                f"of {weight:.2g} in the loss it counts like {described}; its weight is {given:g}"
-            )
-            if 0.0 < given < LEAST * weight:
-                logging.warning(
-                    f"The weight of '{name}' in the loss, {given:g}, is less than a hundredth of "
-                    f"{weight:.2g}, with which it counts like {described}: it will hardly be learnt"
-                )
 
 
 def warn_of_unused_dipoles(model: ModelInterface) -> None:

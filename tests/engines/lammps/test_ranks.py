@@ -18,6 +18,8 @@ from metatrain.utils.neighbor_lists import (
     get_system_with_neighbor_lists,
 )
 
+from metatrain_lorem.staged_charges import Part
+
 EV_PER_A3 = 1.6021765e6
 """In bar, LAMMPS's own number in units metal."""
 
@@ -230,6 +232,13 @@ def test_models_without_stages(name, message):
     """What the plugin asks a model for before it starts."""
     with pytest.raises(ValueError, match=message):
         new_model(name).stage_support()
+
+
+def test_plugin_that_does_not_know_the_order():
+    """One that was built before models could equilibrate charges last."""
+    part = Part(graph=None, stages=[], spherical=None, field=None, charges=None)
+    with pytest.raises(ValueError, match="build it again"):
+        new_model("last").stage_operator(None, part, None)
 
 
 CASES = [

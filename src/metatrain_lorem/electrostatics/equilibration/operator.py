@@ -228,13 +228,14 @@ def crystal_operator(
     variances, of_species = interactions.variances[present], interactions.species_hardness[present]
     wide, excess = pair_variances(variances, parameters.smearing)
     mesh = species_mesh(crystal, wide, excess, parameters.mesh_spacing, parameters.spline_order)
-    # the same in all processes
+    # of long waves, the same in all processes
     diagonal = of_species + torch.rsqrt(math.pi * variances)
     preconditioner = kerker_preconditioner(
         detached_crystal(crystal),
         variances.detach(),
         of_species.detach(),
         diagonal.detach(),
+        (hardness + torch.rsqrt(math.pi * variances)[local]).detach(),
         interactions.angstrom,
     )
     slab_z, slab_shift = variances[:0], variances[:0]

@@ -61,6 +61,7 @@ def kerker_preconditioner(
     variances: torch.Tensor,
     hardness: torch.Tensor,
     diagonal: torch.Tensor,
+    of_atoms: torch.Tensor,
     angstrom: float,
 ) -> Preconditioner:
     """
@@ -70,6 +71,7 @@ def kerker_preconditioner(
     :param variances: squared widths of its species ``[species]``, Å²
     :param hardness: of the species ``[species]``, 1/Å
     :param diagonal: diagonal of A of the species ``[species]``, 1/Å
+    :param of_atoms: that of the atoms ``[atoms]``, which differs where their hardness does, 1/Å
     :param angstrom: one Å in the unit of length that is used in fact
     :return: B
     """
@@ -106,7 +108,7 @@ def kerker_preconditioner(
         kerker=True,
         mesh=mesh,
         inverse_diagonal=(1.0 / torch.stack(d))[crystal.species],
-        jacobi=(1.0 / diagonal)[crystal.species],
+        jacobi=1.0 / of_atoms,
     )
 
 
