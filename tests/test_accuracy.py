@@ -152,7 +152,7 @@ def measured(accuracy, monkeypatch):
 
 
 def test_finished_trainings_are_skipped(accuracy, measured, tmp_path, monkeypatch, capsys):
-    """Until a hyper changes; a set whose files are not there is left out."""
+    """Until a hyper or an input changes; a set whose files are not there is left out."""
     command = ["run.py", "--sets", "ag3", "dimers", "--models", "mace", "--seeds", "0", "1"]
     command += ["--data", str(tmp_path / "nowhere"), "--results", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", command)
@@ -162,11 +162,15 @@ def test_finished_trainings_are_skipped(accuracy, measured, tmp_path, monkeypatc
     assert json.loads((tmp_path / "dimers" / "mace-2-1.json").read_text())["set"] == "dimers"
     accuracy.run.main()
     assert measured == [0, 1]
+    path = tmp_path / "dimers" / "mace-2-1.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "inputs": ["charge"]}))
+    accuracy.run.main()
+    assert measured == [0, 1, 1]
     mace = accuracy.models.MODELS["mace"]
     changed = replace(mace, training=mace.training | {"learning_rate": 3e-3})
     monkeypatch.setitem(accuracy.models.MODELS, "mace", changed)
     accuracy.run.main()
-    assert measured == [0, 1, 0, 1]
+    assert measured == [0, 1, 1, 0, 1]
 
 
 def test_shares_of_the_training_structures(accuracy, measured, tmp_path, monkeypatch):

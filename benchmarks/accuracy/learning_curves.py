@@ -95,7 +95,7 @@ def draw(curves: Curves, style: Callable[[str], tuple[str, str]], path: Path) ->
         test = first_test(name)
         for axis, quantity in zip(column, ("energy", "forces"), strict=True):
             for model, points in models.items():
-                color, marker = style(model)
+                color, marker, _ = style(model)
                 numbers = sorted(points)
                 errors = [median(points[number], test, quantity) for number in numbers]
                 (line,) = axis.plot(

@@ -350,10 +350,11 @@ def sections(results: Path) -> str:
     return "\n\n".join(parts)
 
 
-def style(name: str) -> tuple[str, str]:
-    """Colour of the family and size, marker of the long-range part."""
+def style(name: str) -> tuple[str, str, str | tuple]:
+    """Colour of the family and size; marker and line of the long-range part."""
     family = max((key for key in COLORS if name.startswith(key)), key=len)
-    return COLORS[family], MARKERS[name.removeprefix(family).removeprefix("-")]
+    part = name.removeprefix(family).removeprefix("-")
+    return COLORS[family], MARKERS[part], LINES.get(part, LINES["sr"])
 
 
 def draw(name: str, group: Group, path: Path) -> None:
@@ -367,7 +368,7 @@ def draw(name: str, group: Group, path: Path) -> None:
     figure, axes = plt.subplots(1, len(tests), figsize=size, layout="constrained", squeeze=False)
     for axis, test in zip(axes[0], tests, strict=True):
         for model, results in group.items():
-            color, marker = style(model)
+            color, marker, _ = style(model)
             x, y = (values(results, (test, key), "rmse") for key in ("energy", "forces"))
             middle = float(np.median(x)), float(np.median(y))
             axis.errorbar(
@@ -417,8 +418,8 @@ def draw_curves(name: str, group: Group, path: Path) -> None:
     )
     for (curve, known), (above, below) in zip(reference.items(), axes.T, strict=True):
         for model, results in group.items():
-            color, _ = style(model)
-            kind = {"color": color, "linestyle": LINES.get(model.split("-")[-1], LINES["sr"])}
+            color, _, line = style(model)
+            kind = {"color": color, "linestyle": line}
             found = results[0][CURVES][curve]
             above.plot(found["coordinate"], found["energy"], label=MODELS[model].label, **kind)
             if "charge" in found:

@@ -150,12 +150,23 @@ def without_epochs(section: dict) -> dict:
     return section | {"training": training}
 
 
-def finished(path: Path, section: dict) -> bool:
-    """Whether there is a result of the same hypers."""
+def finished(path: Path, given: dict) -> bool:
+    """Whether there is a result of the same hypers and inputs.
+
+    :param path: of the result
+    :param given: options of the training
+    """
     if not path.is_file():
         return False
-    before = json.loads(path.read_text())["architecture"]
-    return without_epochs(before) == without_epochs(section)
+    before, inputs = json.loads(path.read_text()), inputs_of(given)
+    if before.get("inputs", inputs) != inputs:
+        return False
+    return without_epochs(before["architecture"]) == without_epochs(given["architecture"])
+
+
+def inputs_of(given: dict) -> list[str]:
+    """What a model is given besides structures, from the options of its training."""
+    return sorted(given["training_set"].get("extra_data", {}))
 
 
 def versions() -> dict[str, str]:
@@ -203,6 +214,7 @@ def measure(
         "epochs": epochs,
         "processor_seconds": round(times[-1] - times[0] + first, 1),
         "versions": versions(),
+        "inputs": inputs_of(final),
         "architecture": final["architecture"],
         "tests": dict(zip(tests, found["tests"], strict=True)),
         "curves": found["curves"],
@@ -248,8 +260,7 @@ def main() -> None:
         for seed in arguments.seeds:
             for key in arguments.models:
                 path = arguments.results / name / f"{key}-{arguments.minutes:g}-{seed}{end}.json"
-                section = options(MODELS[key], frames, Path(), 1, seed)["architecture"]
-                if finished(path, section):
+                if finished(path, options(MODELS[key], frames, Path(), 1, seed)):
                     print(f"{path.name} of {name} is there", flush=True)
                     continue
                 try:

@@ -147,7 +147,6 @@ axes.legend(frameon=False)
 plt.show()
 
 # %%
-# Charges that sum to the total charge agree, as short-range models and partial charges do: surface
-# energies may be taken from both kinds of calculation. Those of the long-range block sum to another
-# number in each layer, and their potentials do not: where surface energies matter, leave the block
-# out, or train on slabs and bulk.
+# With charges that sum to the total charge alone, slab and bulk agree: surface energies may be taken
+# from both. Charges of the long-range block sum to another number in each layer, so that potentials
+# differ without end: where surface energies matter, leave the block out, or train on slabs and bulk.
