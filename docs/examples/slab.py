@@ -147,6 +147,7 @@ axes.legend(frameon=False)
 plt.show()
 
 # %%
-# With charges that sum to the total charge alone, slab and bulk agree: surface energies may be taken
-# from both. Charges of the long-range block sum to another number in each layer, so that potentials
-# differ without end: where surface energies matter, leave the block out, or train on slabs and bulk.
+# With charges that sum to the total charge alone, slab and bulk agree: surface energies may be
+# taken from both. Charges of the long-range block sum to another number in each layer, so that
+# potentials differ without end: where surface energies matter, leave the block out, or train on
+# slabs and bulk.
