@@ -71,12 +71,11 @@ def _lorem(name: str, label: str, hypers: dict, training: dict) -> dict[str, Mod
         less = {"long_range": long_range | {"max_degree": 1}}
         variants["lr1"] = ("long range to degree 1", hypers | less)
         variants["both1"] = ("both, to degree 1", hypers | less | on)
-        for key, label, entry in (
-            ("both-features", "both, hardness by features", {"hardness": "features"}),
-            ("both-after", "both, equilibration last", {"after_long_range": True}),
-        ):
-            on = {"charge_equilibration": {"enable": True, **entry}}
-            variants[key] = (label, variants["both"][1] | on)
+        local = {"charge_equilibration": {"enable": True, "hardness": "features"}}
+        last = {"charge_equilibration": {"enable": True, "after_long_range": True}}
+        both = variants["both"][1]
+        variants["both-features"] = ("both, hardness by features", both | local)
+        variants["both-after"] = ("both, equilibration last", both | last)
     return {
         f"{name}-{key}": Model("lorem", f"{label}, {variant_label}", variant, training)
         for key, (variant_label, variant) in variants.items()

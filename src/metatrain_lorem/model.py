@@ -222,11 +222,11 @@ class Lorem(Stages, ModelInterface[ModelHypers]):
             with record_function("lorem::long_range"):
                 x, field = self.long_range(stages[-1], spherical, graph)
                 stages.append(x)
+            if self.equilibrates_last:
+                charges = self.equilibrated(stages, graph)
         elif self.partial_charges is not None:
             with record_function("lorem::long_range"):
                 charges = self.partial_charges(stages[-1], graph)
-        if self.equilibrates_last:
-            charges = self.equilibrated(stages, graph)
         with record_function("lorem::readout"):
             features = Features(stages=stages, spherical=spherical, field=field)
             values = self.readout(features, charges, graph, list(outputs.keys()))
