@@ -7,7 +7,6 @@ import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 
 from metatrain_lorem.training.unscaled import (
-    LabelSpread,
     check_dipole,
     check_fixed,
     unscaled_targets,
@@ -51,36 +50,6 @@ def test_charges_of_a_head_keep_their_scale(block, new, expected):
         unscaled_targets=[CHARGE, "mtt::dipole_moment"],
     )
     assert len(unscaled_targets(model)) == expected
-
-
-def test_weight_that_is_logged(caplog):
-    """Charges are told from the mean of their element, vectors from the mean of all components."""
-    spread = LabelSpread(["charges", "vectors"])
-    charges, vectors = [], []
-    generator = torch.Generator().manual_seed(0)
-    types = torch.tensor([1, 8, 8, 1])
-    for i in range(5):
-        values = 0.1 * torch.randn(4, 1, generator=generator, dtype=torch.float64) + types[:, None]
-        vector = torch.randn(1, 3, 1, generator=generator, dtype=torch.float64)
-        charges.append(values.clone())
-        vectors.append(vector)
-        if i == 0:
-            values[0] = torch.nan
-        spread.add(
-            {
-                "system": SimpleNamespace(types=types),
-                "charges": one_block(values, ["system", "atom"], []),
-                "vectors": one_block(vector, ["system"], [Labels.range("xyz", 3)]),
-            }
-        )
-    with caplog.at_level("INFO"):
-        spread.report(SimpleNamespace(sum=lambda x: x, device="cpu"))
-    values = torch.cat(charges).flatten()[1:]
-    kinds = types.repeat(5)[1:]
-    deviations = torch.cat([values[kinds == z] - values[kinds == z].mean() for z in (1, 8)])
-    weight = 1.0 / deviations.pow(2).mean()
-    assert f"= {weight:.3g} in" in caplog.messages[0]
-    assert f"= {1.0 / torch.cat(vectors).var(correction=0):.3g} in" in caplog.messages[1]
 
 
 def one_block(values, samples, components):
