@@ -66,8 +66,8 @@ ALL_ANGLES = "rotation"
 TOLERANCE = 0.05
 """Relative error of the work beyond that, up to which a model has it right."""
 LINES = {"sr": ":", "lr": "-", "charges": "--", "qeq": "-.", "both": (0, (4, 1, 1, 1, 1, 1))}
-LINES |= {"lr1": (0, (8, 2)), "both1": (0, (8, 1, 1, 1)), "both-features": (0, (1, 2))}
-LINES |= {"both-after": (0, (4, 1, 1, 1)), "head": (0, (1, 4))}
+LINES |= {"lr1": (0, (8, 2)), "both1": (0, (8, 1, 1, 1)), "both-features": (0, (3, 1))}
+LINES |= {"both-after": (0, (1, 1)), "head": (0, (1, 4))}
 """Line of a model in pictures of curves."""
 
 Group = dict[str, list[dict]]
