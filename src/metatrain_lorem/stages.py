@@ -95,8 +95,8 @@ class Stages(ChargeStages):
         if self.long_range is not None:
             if self.long_range.dispersion is not None:
                 raise ValueError("models with dispersion (long_range.exponents) run on one process")
-        blocks = self.charge_equilibration is not None, self.long_range is not None
-        return blocks[0], blocks[1], self.equilibrates_last
+        equilibrates = self.charge_equilibration is not None
+        return equilibrates, self.long_range is not None, self.equilibrates_last
 
     @torch.jit.export
     def stage_sums(self, system: System, own: int) -> tuple[torch.Tensor, torch.Tensor]:
