@@ -9,8 +9,6 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import chemical_symbols
 
-from metatrain_lorem.training.label_spread import SHARE
-
 HERE = Path(__file__).resolve().parent
 CLUSTERS = HERE.parents[1] / "options" / "data"
 OWN = HERE / "sets"
@@ -168,6 +166,9 @@ def is_charged(frames: dict[str, list[ase.Atoms]]) -> bool:
 def share_of_forces(structures: list[ase.Atoms]) -> float:
     """What the weight of charges is multiplied by so that they count beside forces, as lorem's log
     advises: a share of the mean square of the forces over that of energies per atom."""
+    # lorem_jax.py reads sets where there is no metatrain
+    from metatrain_lorem.training.label_spread import SHARE
+
     forces = np.concatenate([atoms.get_forces().ravel() for atoms in structures])
     energies = [atoms.get_potential_energy() / len(atoms) for atoms in structures]
     return float(max(1.0, SHARE * np.mean(forces**2) / np.mean(np.square(energies))))

@@ -7,31 +7,14 @@ A process of its own per model: exported models bring libraries that can be load
 import argparse
 import json
 import warnings
-from collections.abc import Iterable
 
 import ase.io
-import numpy as np
 import torch
+from errors import errors
 from metatomic.torch import ModelOutput
 from metatomic_ase import MetatomicCalculator
 
 CHARGE, DIPOLE = "charge", "mtt::dipole_moment"
-
-
-def errors(predicted: Iterable, reference: Iterable, unit: float) -> dict[str, float]:
-    """Root mean square and mean of the error, and root mean square of the labels.
-
-    :param predicted: numbers or arrays, one per structure
-    :param reference: the same
-    :param unit: of the result, in units of the labels
-    """
-    labels = np.concatenate([np.ravel(x) for x in reference]) / unit
-    difference = np.concatenate([np.ravel(x) for x in predicted]) / unit - labels
-    return {
-        "rmse": float(np.sqrt(np.mean(difference**2))),
-        "mae": float(np.abs(difference).mean()),
-        "label_rms": float(np.sqrt(np.mean(labels**2))),
-    }
 
 
 def evaluate(model: str, extensions: str, path: str) -> dict:

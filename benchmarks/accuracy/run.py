@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import ase.io
@@ -49,20 +50,33 @@ def spent(process: subprocess.Popen) -> float:
 
 
 def train(folder: Path, options: dict, limit: float = float("inf")) -> list[float]:
-    """Run ``mtt train``, up to the exported model.
+    """Run ``mtt train``, up to the exported model; see :func:`watch`.
 
     :param folder: where its files go
     :param options: its input
+    """
+    folder.mkdir(parents=True)
+    (folder / "options.yaml").write_text(yaml.safe_dump(options))
+    command = [sys.executable, "-m", "metatrain", "train", "options.yaml"]
+    return watch(command, folder, "- Epoch:", lambda text: EXPORTED in text, limit)
+
+
+def watch(
+    command: list[str], folder: Path, mark: str, done: Callable[[str], bool], limit: float
+) -> list[float]:
+    """Run a training and stop it when nothing of interest follows.
+
+    :param command: what to run
+    :param folder: where
+    :param mark: what its log has for each epoch
+    :param done: whether it may be stopped, by its log
     :param limit: processor time after which it is stopped, from the end of the first epoch and
         after some more, seconds
     :return: processor time at the end of each epoch, seconds
     :raises RuntimeError: if it fails
     """
-    folder.mkdir(parents=True)
-    (folder / "options.yaml").write_text(yaml.safe_dump(options))
     log = folder / "log"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "metatrain", "train", "options.yaml"]
     with log.open("w") as file:
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT
@@ -72,9 +86,9 @@ def train(folder: Path, options: dict, limit: float = float("inf")) -> list[floa
     try:
         while process.poll() is None:
             text = log.read_text(errors="replace")
-            times += [spent(process)] * (text.count("- Epoch:") - len(times))
+            times += [spent(process)] * (text.count(mark) - len(times))
             enough = len(times) > COMPILED + 1 and times[-1] - times[0] > limit
-            if enough or EXPORTED in text:
+            if enough or done(text):
                 return times
             time.sleep(POLL)
         raise RuntimeError("\n".join(text.splitlines()[-15:]))
@@ -94,6 +108,14 @@ def number_of_epochs(times: list[float], budget: float) -> int:
     # the first ones take longer, the very first about as long as the second
     first = times[COMPILED] - times[0] + times[1] - times[0]
     return max(1, COMPILED + 1 + int((budget - first) / each))
+
+
+def processor_seconds(times: list[float]) -> float:
+    """Of all epochs; the first one, whose beginning is not seen, like the second.
+
+    :param times: at the end of each epoch, seconds
+    """
+    return round(times[-1] - times[0] + (times[1] - times[0] if len(times) > 1 else 0.0), 1)
 
 
 def options(
@@ -145,7 +167,7 @@ def options(
 
 def without_epochs(section: dict) -> dict:
     """The hypers of a training but for those that follow from the time of an epoch."""
-    changing = ("num_epochs", "lr_scheduler_gamma")
+    changing = ("num_epochs", "lr_scheduler_gamma", "max_epochs", "warmup_epochs")
     training = {key: x for key, x in section["training"].items() if key not in changing}
     return section | {"training": training}
 
@@ -169,9 +191,13 @@ def inputs_of(given: dict) -> list[str]:
     return sorted(given["training_set"].get("extra_data", {}))
 
 
-def versions() -> dict[str, str]:
+def versions(packages: Iterable[str]) -> dict[str, str]:
     installed = {x.metadata["Name"]: x.version for x in importlib.metadata.distributions()}
-    return {name: installed[name] for name in PACKAGES if name in installed}
+    return {name: installed[name] for name in packages if name in installed}
+
+
+def tests_of(frames: dict[str, list[ase.Atoms]]) -> list[str]:
+    return [file for file in frames if file not in ("train", "valid", datasets.CURVES)]
 
 
 def measure(
@@ -195,7 +221,7 @@ def measure(
         for line in (folder / "final" / "log").read_text(errors="replace").splitlines():
             if "[WARNING]" in line and "Warning:" not in line:
                 print(line, file=sys.stderr)
-        tests = [file for file in frames if file not in ("train", "valid", datasets.CURVES)]
+        tests = tests_of(frames)
         command = [sys.executable, str(HERE / "evaluate.py"), "model.pt", "extensions"]
         command += [str(folder / f"{test}.xyz") for test in tests]
         if datasets.CURVES in frames:
@@ -205,15 +231,14 @@ def measure(
             raise RuntimeError(done.stderr[-2000:])
         if arguments.keep:
             shutil.copytree(folder / "final", arguments.keep, dirs_exist_ok=True)
-    first = times[1] - times[0] if epochs > 1 else 0.0
     found = json.loads(done.stdout.splitlines()[-1])
     return {
         "seed": seed,
         "minutes": arguments.minutes,
         "training_structures": len(frames["train"]),
         "epochs": epochs,
-        "processor_seconds": round(times[-1] - times[0] + first, 1),
-        "versions": versions(),
+        "processor_seconds": processor_seconds(times),
+        "versions": versions(PACKAGES),
         "inputs": inputs_of(final),
         "architecture": final["architecture"],
         "tests": dict(zip(tests, found["tests"], strict=True)),
@@ -221,16 +246,19 @@ def measure(
     }
 
 
-def parse() -> argparse.Namespace:
+def parser(description: str) -> argparse.ArgumentParser:
+    """What all trainings can be told.
+
+    :param description: of the program
+    """
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--sets", nargs="+", choices=datasets.DATASETS, default=list(datasets.DATASETS))
-    add("--models", nargs="+", choices=MODELS, default=list(MODELS))
     add("--seeds", nargs="+", type=int, default=[0], help="default: 0")
     add("--minutes", type=float, default=2.0, help="processor time of each; default: %(default)s")
-    add("--share", type=float, default=1.0, help="of the training structures; default: all")
+    add("--share", type=share, default=1.0, help="of the training structures; default: all")
     add(
         "--data",
         type=Path,
@@ -240,14 +268,28 @@ def parse() -> argparse.Namespace:
     add("--results", type=Path, default=HERE / "results", help="default: %(default)s")
     add("--work", type=Path, help="folder for temporary files; default: that of the system")
     add("--keep", type=Path, help="folder for the files of the last training")
-    arguments = parser.parse_args()
-    if not 0.0 < arguments.share <= 1.0:
-        parser.error(f"--share {arguments.share:g}: not more than 0 and at most 1")
-    return arguments
+    return parser
 
 
-def main() -> None:
-    arguments = parse()
+def share(text: str) -> float:
+    if not 0.0 < float(text) <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text}: not more than 0 and at most 1")
+    return float(text)
+
+
+def repeat(
+    arguments: argparse.Namespace,
+    keys: list[str],
+    given: Callable[[str, dict, int], dict],
+    measured: Callable[[str, dict, int], dict],
+) -> None:
+    """Train what has no result yet, on all sets and with all seeds.
+
+    :param arguments: see :func:`parser`
+    :param keys: names of the models
+    :param given: options of a training, from model, structures and seed
+    :param measured: results, from the same
+    """
     # leaves no training behind
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     for name in arguments.sets:
@@ -258,13 +300,13 @@ def main() -> None:
         frames = datasets.load(dataset, arguments.data, arguments.share)
         end = f"-{arguments.share:g}" if arguments.share < 1.0 else ""
         for seed in arguments.seeds:
-            for key in arguments.models:
+            for key in keys:
                 path = arguments.results / name / f"{key}-{arguments.minutes:g}-{seed}{end}.json"
-                if finished(path, options(MODELS[key], frames, Path(), 1, seed)):
+                if finished(path, given(key, frames, seed)):
                     print(f"{path.name} of {name} is there", flush=True)
                     continue
                 try:
-                    result = measure(MODELS[key], frames, arguments, seed)
+                    result = measured(key, frames, seed)
                 except RuntimeError as error:
                     print(f"{key} on {name} failed:\n{error}", flush=True)
                     continue
@@ -276,6 +318,18 @@ def main() -> None:
                     for test, x in result["tests"].items()
                 )
                 print(f"{key} on {name}, seed {seed}, {result['epochs']} epochs: {errors}")
+
+
+def main() -> None:
+    command = parser(__doc__)
+    command.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    arguments = command.parse_args()
+    repeat(
+        arguments,
+        arguments.models,
+        lambda key, frames, seed: options(MODELS[key], frames, Path(), 1, seed),
+        lambda key, frames, seed: measure(MODELS[key], frames, arguments, seed),
+    )
 
 
 if __name__ == "__main__":
