@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import yaml
 from helpers.docs import snippets
+from metatrain.utils.io import load_model
 
+from metatrain_lorem.commands.convert_lorem_jax.conversion import convert, read_hypers
 from metatrain_lorem.commands.report.evaluation import evaluate
 
 ROOT = Path(__file__).parents[1]
@@ -29,10 +31,10 @@ pytestmark = pytest.mark.skipif(
 def accuracy(monkeypatch):
     """Modules of the benchmark, which is no package."""
     monkeypatch.syspath_prepend(FOLDER)
-    names = ("datasets", "models", "learning_curves", "run", "report")
+    names = ("datasets", "models", "learning_curves", "run", "report", "lorem_jax")
     modules = {name: importlib.import_module(name) for name in names}
     yield SimpleNamespace(**modules)
-    for name in names:
+    for name in (*names, "errors"):
         del sys.modules[name]
 
 
@@ -296,6 +298,95 @@ def test_own_sets(accuracy, name):
     assert sum(path.stat().st_size for path in accuracy.datasets.OWN.iterdir()) < 2e6
 
 
+def test_lorem_jax_has_the_same_size_and_schedule(accuracy, tmp_path):
+    """Hypers of ``SMALL``, batches of 8 that have room in one shape, an epoch of whole batches."""
+    frames = accuracy.datasets.load(accuracy.datasets.DATASETS["water-clusters"], Path())
+    section = accuracy.lorem_jax.options(frames, 50, 3)["architecture"]
+    assert section == json.loads(json.dumps(section))
+    (tmp_path / "model.yaml").write_text(
+        yaml.safe_dump({"lorem.models.mlip.Lorem": section["model"]})
+    )
+    imported = read_hypers(tmp_path / "model.yaml")
+    small = accuracy.models.SMALL
+    assert {key: imported[key] for key in small if key != "long_range"} | {
+        "long_range": {"max_degree": imported["long_range"]["max_degree"]}
+    } == small
+
+    training = section["training"]
+    assert training["max_epochs"] == 50 and training["warmup_epochs"] == 0.5
+    assert training["batcher"]["batch_size"] == 8 + 1
+    atoms, pairs = (
+        int(training["batcher"][f"{key}_strategy"].removeprefix("multiples_of_"))
+        for key in ("size", "coarse")
+    )
+    sizes = sorted(len(x) for x in frames["train"])
+    # room for nearly the largest structures only, not twice of what they need
+    assert 0.8 * sum(sizes[-8:]) < atoms <= sum(sizes[-8:]) + 2
+    assert 8 * np.mean(np.square(sizes)) - 8 * np.mean(sizes) < pairs < 8 * sizes[-1] ** 2
+    # 192 structures: the last one of 24 batches is left out
+    assert accuracy.lorem_jax.batches(192) == 23 and accuracy.lorem_jax.batches(191) == 23
+    assert 183 < training["valid_every_epoch"] * 192 <= 184
+
+
+def test_lorem_jax_is_shown_but_not_trained_by_metatrain(
+    accuracy, measured, tmp_path, monkeypatch, capsys
+):
+    command = ["run.py", "--sets", "dimers", "--results", str(tmp_path), "--models"]
+    monkeypatch.setattr(sys, "argv", [*command, "pet", "lorem-default-lr", "lorem-jax"])
+    with pytest.raises(SystemExit):
+        accuracy.run.main()
+    assert "invalid choice: 'lorem-jax'" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*command, "pet", "lorem-default-lr"])
+    accuracy.run.main()
+    result = json.loads((tmp_path / "dimers" / "pet-2-0.json").read_text())
+    del result["model"]
+
+    def measure(frames, arguments, seed):
+        assert arguments.minutes == 2.0
+        return result | {"seed": seed, **accuracy.lorem_jax.options(frames, 9, seed)}
+
+    for name in (*accuracy.lorem_jax.ENVIRONMENT, "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr(accuracy.lorem_jax, "measure", measure)
+    monkeypatch.setattr(sys, "argv", [*command[:-1], "--seeds", "0", "4"])
+    accuracy.lorem_jax.main()
+    accuracy.lorem_jax.main()
+    assert "lorem-jax-2-4.json of dimers is there" in capsys.readouterr().out
+    ((key, group),) = accuracy.report.read_results(tmp_path).items()
+    assert list(group) == ["lorem-default-lr", "lorem-jax", "pet"]
+    assert "   * - lorem-jax\n     - **1.00** (0.500)" in accuracy.report.section(*key, group)
+    accuracy.report.draw(key[0], group, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_errors_of_lorem_jax_are_those_of_the_imported_model(accuracy, interpreted, tmp_path):
+    """Trained by lorem-jax, imported, and evaluated by this package."""
+    pytest.importorskip("lorem", reason="needs lorem-jax")
+    frames = accuracy.datasets.load(accuracy.datasets.DATASETS["dimers"], Path())
+    numbers = {"train": 24, "valid": 8, "far": 8, "curves": 8}
+    frames = {name: frames[name][:number] for name, number in numbers.items()}
+    arguments = Namespace(minutes=0.05, work=tmp_path, keep=tmp_path / "kept")
+    result = accuracy.lorem_jax.measure(frames, arguments, seed=3)
+    assert result["epochs"] > 3 and result["versions"]["lorem-jax"]
+    assert 0.5 < result["processor_seconds"] / (60 * arguments.minutes) < 5
+
+    convert(tmp_path / "kept" / accuracy.lorem_jax.BEST, tmp_path / "model.ckpt")
+    load_model(tmp_path / "model.ckpt").export().save(str(tmp_path / "model.pt"))
+    ase.io.write(tmp_path / "far.xyz", frames["far"], format="extxyz")
+    expected = evaluate(tmp_path / "model.pt", tmp_path / "far.xyz")
+    energies = (expected.predicted_energy - expected.energy) / expected.composition.sum(axis=1)
+    differences = {"energy": energies, "forces": expected.predicted_forces - expected.forces}
+    assert result["tests"]["far"].pop("structures") == 8
+    for key, found in result["tests"]["far"].items():
+        rmse = 1e3 * np.sqrt(np.mean(differences[key] ** 2))
+        assert found["rmse"] == pytest.approx(rmse, rel=1e-3)
+    ase.io.write(tmp_path / "curves.xyz", frames["curves"], format="extxyz")
+    expected = evaluate(tmp_path / "model.pt", tmp_path / "curves.xyz")
+    (curve,) = result["curves"].values()
+    np.testing.assert_allclose(curve["energy"], expected.predicted_energy, atol=1e-4)
+
+
 def test_page_is_that_of_the_results(accuracy):
     """``python benchmarks/accuracy/report.py`` has run since the last result."""
     groups = accuracy.report.read_results(FOLDER / "results")
@@ -351,7 +442,7 @@ def test_table_of_backbones(accuracy, measured, tmp_path, monkeypatch):
 
 
 def test_styles_differ(accuracy):
-    styles = [accuracy.report.style(name) for name in accuracy.models.MODELS]
+    styles = [accuracy.report.style(name) for name in accuracy.models.SHOWN]
     assert len(set(styles)) == len(styles)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import DATASETS
-from models import MODELS
+from models import SHOWN
 
 PICTURE = "learning-curves.png"
 TITLE = "Errors against the number of training structures"
@@ -26,7 +26,7 @@ def read_results(folder: Path) -> Curves:
         result = json.loads(path.read_text())
         models = found[result["set"], result["minutes"]]
         models[result["model"]][result["training_structures"]].append(result)
-    sets, names = list(DATASETS), list(MODELS)
+    sets, names = list(DATASETS), list(SHOWN)
     curves = {}
     for key in sorted(found, key=lambda key: (sets.index(key[0]), key[1])):
         models = {
@@ -104,9 +104,9 @@ def draw(curves: Curves, style: Callable[[str], tuple[str, str]], path: Path) ->
                     color=color,
                     marker=marker,
                     markerfacecolor="white" if marker == "o" else color,
-                    label=MODELS[model].label,
+                    label=SHOWN[model].label,
                 )
-                handles[MODELS[model].label] = line
+                handles[SHOWN[model].label] = line
             axis.set(xscale="log", yscale="log")
             numbers = sorted({number for points in models.values() for number in points})
             axis.set_xticks(numbers, [str(number) for number in numbers])

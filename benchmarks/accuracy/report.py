@@ -13,7 +13,7 @@ from pathlib import Path
 import learning_curves
 import numpy as np
 from datasets import CURVES, DATASETS, load
-from models import MODELS
+from models import SHOWN
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
@@ -25,6 +25,7 @@ COLORS |= {
     "lorem-default": "tab:cyan",
     "pet-lorem": "tab:red",
     "soap-bpnn-lorem": "tab:olive",
+    "lorem-jax": "tab:brown",
 }
 MARKERS = {"": "o", "sr": "o", "lr": "^", "charges": "v", "qeq": "s", "both": "D"}
 MARKERS |= {"lr1": "<", "both1": "d", "both-features": "P", "both-after": "p"}
@@ -74,7 +75,7 @@ Group = dict[str, list[dict]]
 
 
 def read_results(folder: Path) -> dict[tuple[str, float], Group]:
-    """(set, minutes) -> model -> results of all seeds, in the order of ``DATASETS`` and ``MODELS``.
+    """(set, minutes) -> model -> results of all seeds, in the order of ``DATASETS`` and ``SHOWN``.
     Not those of a share of the training structures.
 
     :param folder: with a folder per set
@@ -85,7 +86,7 @@ def read_results(folder: Path) -> dict[tuple[str, float], Group]:
         if result.get("share", 1.0) < 1.0:
             continue
         found[result["set"], result["minutes"]][result["model"]].append(result)
-    sets, names = list(DATASETS), list(MODELS)
+    sets, names = list(DATASETS), list(SHOWN)
     ordered = sorted(found, key=lambda key: (sets.index(key[0]), key[1]))
     return {
         key: {name: found[key][name] for name in sorted(found[key], key=names.index)}
@@ -164,14 +165,14 @@ def table(group: Group) -> str:
     rows.append(["*zero*", *(digits(x[0]) for x in known), "", ""])
     for name, results in group.items():
         epochs = [result["epochs"] for result in results]
-        row = [MODELS[name].label, *(cell(results, column, best[column]) for column in columns)]
+        row = [SHOWN[name].label, *(cell(results, column, best[column]) for column in columns)]
         rows.append([*row, f"{np.median(epochs):.0f}", str(len(results))])
     return list_table(rows)
 
 
 def backbone_table(groups: dict[tuple[str, float], Group]) -> str:
     """RMSE of models with a backbone, of the backbones and of lorem alone, on ``COMPARED``."""
-    names = [name for name in MODELS if "-lorem-" in name]
+    names = [name for name in SHOWN if "-lorem-" in name]
     names += {name.split("-lorem-")[0] + end for name in names for end in ("", "-lr")}
     # charges to the same degree as beside a backbone
     names += ["lorem-lr1", "lorem-both1"]
@@ -185,11 +186,11 @@ def backbone_table(groups: dict[tuple[str, float], Group]) -> str:
     }
     columns = [(key, (key[1], quantity)) for key in COMPARED for quantity in ("energy", "forces")]
     rows = [["model", *(f"{COMPARED[key]}: {x}, {UNITS[x]}" for key, (_, x) in columns), "seeds"]]
-    for name in MODELS:
+    for name in SHOWN:
         seeds = [len(group[name]) for group in chosen.values() if name in group]
         if not seeds:
             continue
-        row = [MODELS[name].label]
+        row = [SHOWN[name].label]
         for key, column in columns:
             results = chosen[key].get(name, [])
             row.append(cell(results, column, smallest(chosen[key], column), with_mae=False))
@@ -242,7 +243,7 @@ def curve_table(name: str, group: Group) -> str:
     rows = [["model", *(f"{curve}: work, eV" for curve in reference), "right", "seeds"]]
     rows.append(["*labels*", *(f"{x:.3f}" for x in labels.values()), "", ""])
     for model, results in group.items():
-        row, right = [MODELS[model].label], True
+        row, right = [SHOWN[model].label], True
         for curve, label in labels.items():
             found = [work(result[CURVES][curve], TRAINED.get(curve, -np.inf)) for result in results]
             row.append(f"{np.median(found):.3f}")
@@ -353,7 +354,8 @@ def sections(results: Path) -> str:
 def style(name: str) -> tuple[str, str, str | tuple]:
     """Colour of the family and size; marker and line of the long-range part."""
     family = max((key for key in COLORS if name.startswith(key)), key=len)
-    part = name.removeprefix(family).removeprefix("-")
+    # whose size has a long range, too
+    part = "lr" if name == "lorem-jax" else name.removeprefix(family).removeprefix("-")
     return COLORS[family], MARKERS[part], LINES.get(part, LINES["sr"])
 
 
@@ -380,7 +382,7 @@ def draw(name: str, group: Group, path: Path) -> None:
                 # hollow without long range
                 markerfacecolor="white" if marker == "o" else color,
                 linestyle="none",
-                label=MODELS[model].label,
+                label=SHOWN[model].label,
             )
         axis.set(xscale="log", yscale="log", title=test, xlabel="energy RMSE (meV/atom)")
         axis.margins(0.15)
@@ -421,7 +423,7 @@ def draw_curves(name: str, group: Group, path: Path) -> None:
             color, _, line = style(model)
             kind = {"color": color, "linestyle": line}
             found = results[0][CURVES][curve]
-            above.plot(found["coordinate"], found["energy"], label=MODELS[model].label, **kind)
+            above.plot(found["coordinate"], found["energy"], label=SHOWN[model].label, **kind)
             if "charge" in found:
                 below.plot(found["coordinate"], found["charge"], **kind)
         above.plot(known["coordinate"], known["energy"], "k.", label="labels")
