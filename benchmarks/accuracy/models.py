@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-CUTOFF = 5.0  # Å, of all models
+CUTOFF = 5.0  # Å, of all models but one
 CLIP = {"grad_clip_norm": 1.0}
 
 SMALL = {
@@ -47,6 +47,8 @@ class Model:
     training: dict = field(default_factory=dict)
     predicts_charges: bool = False
     """Atom by atom, without equilibration"""
+    charge_factor: float = 1.0
+    """For the weight of charges and dipole moments, beside what lorem's log advises"""
 
     @property
     def equilibrates(self) -> bool:
@@ -122,6 +124,14 @@ MODELS: dict[str, Model] = {
         SMALL,
         {"batch_size": 8, "learning_rate": 1e-2, **CLIP},
         predicts_charges=True,
+    ),
+    "lorem-last-head7": Model(
+        "lorem",
+        "lorem, energies last, 7 Å, charges predicted, 30 times their weight",
+        SMALL | {"cutoff": 7.0},
+        {"batch_size": 8, "learning_rate": 1e-2, "final_energy_factor": 100.0, **CLIP},
+        predicts_charges=True,
+        charge_factor=30.0,
     ),
     **_lorem("lorem-default", "lorem-default", {"cutoff": CUTOFF}, {"learning_rate": 5e-3}),
     **_peer("pet", "PET", "pet", PET_SMALL, {"batch_size": 8, "learning_rate": 1e-3, **CLIP}),
