@@ -121,6 +121,21 @@ def test_models_are_given_total_charges(accuracy, name, charged):
         assert ("charge" in section.get("extra_data", {})) == takes, key
 
 
+def test_charges_first(accuracy):
+    """Thirty times the weight, and nothing else but cutoff and energies last."""
+    frames = accuracy.datasets.load(accuracy.datasets.DATASETS["nacl-clusters"], Path())
+    usual, first = (
+        accuracy.run.options(accuracy.models.MODELS[name], frames, Path(), 7, 0)["architecture"]
+        for name in ("lorem-head", "lorem-last-head7")
+    )
+    weights = [x["training"]["loss"]["mtt::atomic_charge"] for x in (usual, first)]
+    assert weights[1]["weight"] == pytest.approx(30 * weights[0]["weight"], rel=0.05)
+    weights[1]["weight"] = weights[0]["weight"]
+    assert first["model"].pop("cutoff") == 7.0 and usual["model"].pop("cutoff") == 5.0
+    assert first["training"].pop("final_energy_factor") == 100.0
+    assert first == usual
+
+
 def test_epochs_fill_the_budget(accuracy):
     """The first epochs of 5 and 3 s, all others of 2 s."""
     seconds = np.array([5.0, 3.0] + [2.0] * 200)
