@@ -30,8 +30,8 @@ def far_dimers(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def dimers(far_dimers, length: float) -> list[ase.Atoms]:
-    """Two charged molecules in a box, pulled apart; energies and forces between them only."""
+def dimers(far_dimers, length: float, charges: np.ndarray = CHARGES) -> list[ase.Atoms]:
+    """Two molecules in a box, pulled apart; energies and forces between them only."""
     frames = []
     for distance in np.linspace(8.0, 14.0, 6):
         positions = np.array([[0.0, 0, 0], [0, 0, 1.1], [0, 0, 0], [1.2, 0, 0]])
@@ -39,11 +39,12 @@ def dimers(far_dimers, length: float) -> list[ase.Atoms]:
         energies, forces = far_dimers.box_matrices(positions, length)
         energies[:2, :2] = energies[2:, 2:] = forces[:2, :2] = forces[2:, 2:] = 0
         frame = ase.Atoms("COCO", positions, cell=[length] * 3, pbc=True)
-        frame.info |= {"label": "CC", "indexB": 2, "charge": 0, "chargeA": 1, "chargeB": -1}
+        frame.info |= {"label": "CC", "indexB": 2, "charge": 0}
+        frame.info |= {"chargeA": charges[:2].sum(), "chargeB": charges[2:].sum()}
         frame.calc = SinglePointCalculator(
             frame,
-            energy=0.5 * CHARGES @ energies @ CHARGES,
-            forces=np.einsum("i,ijc,j->ic", CHARGES, forces, CHARGES),
+            energy=0.5 * charges @ energies @ charges,
+            forces=np.einsum("i,ijc,j->ic", charges, forces, charges),
         )
         frames.append(frame)
     return frames
@@ -82,6 +83,23 @@ def test_labels_tell_the_box(far_dimers, tmp_path):
     assert num_near == 4 and len(frames) == 6
     assert far_dimers.misfit(frames, 30.0) < 0.05
     assert far_dimers.misfit(frames, np.inf) > 0.5
+
+
+def test_fixed_charges_carry_over(far_dimers, tmp_path):
+    """Dipoles whose forces are half too large: energies far apart are right if energies count."""
+    frames = dimers(far_dimers, 30.0, np.array([0.4, -0.4, 0.3, -0.3]))
+    for frame in frames:
+        # besides, what acts within the partners
+        frame.calc.results["forces"] = 1.5 * frame.calc.results["forces"] + np.eye(4, 3)
+    for split, part in (("train", frames[:4]), ("test", frames[4:])):
+        ase.io.write(tmp_path / f"lode6_{split}.xyz", part)
+    frames, num_near = far_dimers.read_frames(tmp_path, "CC", isolated=False)
+    expected = np.array([frame.info["energy"] for frame in frames])
+    off = np.ptp(expected[num_near:]) + np.ptp(expected[:num_near])
+    right, forces = far_dimers.extrapolated(frames, num_near, 1e6)
+    wrong, best = far_dimers.extrapolated(frames, num_near, 1e-6)
+    assert right < 0.02 * 1e3 * off < 0.1 * 1e3 * off < wrong
+    assert best < 0.05 * forces
 
 
 def test_trains_and_resumes(far_dimers, tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
     python benchmarks/accuracy/far_dimers.py train --data biodimers --classes CC PP --seeds 0 1 2
     python benchmarks/accuracy/far_dimers.py labels --data biodimers
+    python benchmarks/accuracy/far_dimers.py fixed --data biodimers --classes CC PP
     python benchmarks/accuracy/far_dimers.py table
 
 ``train``: one model per class (charged, polar, apolar partners), trained on the frames of
@@ -11,7 +12,7 @@ With ``--energies-last`` each model is trained on, energies weighing more, and e
 
 ``labels``: whether the labels are of isolated dimers or of dimers in a periodic box, and of which
 length: the least misfit of fixed charges on the atoms, for which neither model nor training
-matters.
+matters. ``fixed``: how well such charges carry over to the far frames, by the weight of energies.
 """
 
 import argparse
@@ -307,6 +308,18 @@ def box_matrices(positions: np.ndarray, length: float) -> tuple[np.ndarray, np.n
     return COULOMB_CONSTANT * energies, COULOMB_CONSTANT * forces
 
 
+def charges_of(x: np.ndarray, frame: ase.Atoms) -> np.ndarray:
+    """
+    :param x: any numbers, one per atom
+    :param frame: a dimer
+    :return: the same, moved so that either partner has its charge
+    """
+    charges, size = x.copy(), frame.info["indexB"]
+    for part, charge in ((slice(0, size), "chargeA"), (slice(size, len(x)), "chargeB")):
+        charges[part] += frame.info[charge] / len(charges[part]) - charges[part].mean()
+    return charges
+
+
 def misfit(frames: list[ase.Atoms], length: float) -> float:
     """How badly fixed charges, with the right charge on either partner, explain the labels.
 
@@ -320,9 +333,7 @@ def misfit(frames: list[ase.Atoms], length: float) -> float:
     net = np.array([frame.arrays["forces"][:size].sum(axis=0) for frame in frames])
 
     def residuals(x: np.ndarray) -> np.ndarray:
-        charges = x[:total].copy()
-        for part, charge in ((slice(0, size), "chargeA"), (slice(size, total), "chargeB")):
-            charges[part] += frames[0].info[charge] / len(charges[part]) - charges[part].mean()
+        charges = charges_of(x[:total], frames[0])
         a, b = charges[:size], charges[size:]
         energies = np.array([a @ pairs[:size, size:] @ b for pairs, _ in matrices])
         forces = np.array(
@@ -334,6 +345,59 @@ def misfit(frames: list[ase.Atoms], length: float) -> float:
 
     found = least_squares(residuals, np.zeros(total + 4) + 1e-3 * np.arange(total + 4) / total)
     return float(np.sqrt((found.fun[:-total] ** 2).mean()))
+
+
+def extrapolated(frames: list[ase.Atoms], num_near: int, weight: float) -> tuple[float, float]:
+    """Fixed charges fitted to energies and forces, with the weights of a training.
+
+    :param frames: of rigid partners in a box of 30 Å, so far apart that electrostatics is all
+    :param num_near: of the first ones, to which charges are fitted
+    :param weight: of energies per atom beside forces
+    :return: root mean square error of the energies of the other frames, meV, and of the forces of
+        the near ones, meV/Å
+    """
+    size, total = frames[0].info["indexB"], len(frames[0])
+    matrices = [box_matrices(frame.positions, 30.0) for frame in frames]
+    of_pair = np.zeros((total, total))
+    of_pair[:size, size:] = of_pair[size:, :size] = 1.0
+    energies = np.array([frame.info["energy"] for frame in frames])
+    labels = np.array([frame.arrays["forces"] for frame in frames])
+
+    def errors(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        charges = charges_of(x[:total], frames[0])
+        pairs = [0.5 * charges @ (of_pair * matrix) @ charges for matrix, _ in matrices]
+        acting = [np.einsum("i,ij,ijc,j->ic", charges, of_pair, f, charges) for _, f in matrices]
+        # what acts within a partner is the same in all frames
+        forces = np.array(acting) - labels
+        shifted = np.array(pairs) + x[total] - energies + energies[:num_near].mean()
+        return 1e3 * shifted, 1e3 * (forces - forces[:num_near].mean(axis=0))
+
+    def residuals(x: np.ndarray) -> np.ndarray:
+        of_energies, of_forces = errors(x)
+        near = of_energies[:num_near] / total * np.sqrt(weight / num_near)
+        forces = of_forces[:num_near].ravel() / np.sqrt(of_forces[:num_near].size)
+        # charges of 1 e count like 0.001 meV/Å, as the labels leave some of them open
+        return np.concatenate([near, forces, 1e-3 * x[:total]])
+
+    found = least_squares(residuals, np.zeros(total + 1) + 1e-3 * np.arange(total + 1) / total)
+    of_energies, of_forces = errors(found.x)
+    return rms([of_energies[num_near:]]), rms([of_forces[:num_near]])
+
+
+def print_fixed(arguments: argparse.Namespace) -> None:
+    """Errors of fixed charges against the weight of energies.
+
+    :param arguments: of the command line
+    """
+    for label in arguments.classes:
+        frames, num_near = read_frames(arguments.data, label, isolated=False)
+        for weight in (1e-3, 1.0, 100.0, 1000.0):
+            energy, forces = extrapolated(frames[4:], num_near - 4, weight)
+            print(
+                f"{label}, energy weight {weight:g}: {energy:.3f} meV far apart, "
+                f"forces near {forces:.3f} meV/Å",
+                flush=True,
+            )
 
 
 def print_labels(arguments: argparse.Namespace) -> None:
@@ -349,7 +413,7 @@ def print_labels(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("task", choices=("train", "labels", "table"))
+    parser.add_argument("task", choices=("train", "labels", "fixed", "table"))
     parser.add_argument("--data", type=Path, help="folder with lode6_train.xyz, lode6_test.xyz")
     parser.add_argument("--classes", nargs="+", choices=CLASSES, default=CLASSES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -369,7 +433,8 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    {"train": train_all, "labels": print_labels, "table": print_table}[arguments.task](arguments)
+    tasks = {"train": train_all, "labels": print_labels, "fixed": print_fixed, "table": print_table}
+    tasks[arguments.task](arguments)
 
 
 if __name__ == "__main__":
