@@ -47,6 +47,8 @@ class Model:
     training: dict = field(default_factory=dict)
     predicts_charges: bool = False
     """Atom by atom, without equilibration"""
+    knows_total_charge: bool = True
+    """Whether it is given the total charge of charged structures, if it can be"""
     charge_factor: float = 1.0
     """For the weight of charges and dipole moments, beside what lorem's log advises"""
 
@@ -117,6 +119,20 @@ MODELS: dict[str, Model] = {
         "lorem, energies last",
         SMALL,
         {"learning_rate": 1e-2, "final_energy_factor": 100.0},
+    ),
+    "lorem-lr-unaware": Model(
+        "lorem",
+        "lorem, long range, total charge not given",
+        SMALL,
+        {"batch_size": 8, "learning_rate": 1e-2, **CLIP},
+        knows_total_charge=False,
+    ),
+    "lorem-last-lr-unaware": Model(
+        "lorem",
+        "lorem, energies last, long range, total charge not given",
+        SMALL,
+        {"batch_size": 8, "learning_rate": 1e-2, "final_energy_factor": 100.0, **CLIP},
+        knows_total_charge=False,
     ),
     "lorem-head": Model(
         "lorem",

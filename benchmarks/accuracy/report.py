@@ -29,7 +29,7 @@ COLORS |= {
 }
 MARKERS = {"": "o", "sr": "o", "lr": "^", "charges": "v", "qeq": "s", "both": "D"}
 MARKERS |= {"lr1": "<", "both1": "d", "both-features": "P", "both-after": "p"}
-MARKERS |= {"head": "X", "head7": "x"}
+MARKERS |= {"head": "X", "head7": "x", "lr-unaware": ">"}
 
 PUBLISHED = {
     ("CC", "CACE-LES"): (2.72, 10.7),
@@ -69,6 +69,7 @@ TOLERANCE = 0.05
 LINES = {"sr": ":", "lr": "-", "charges": "--", "qeq": "-.", "both": (0, (4, 1, 1, 1, 1, 1))}
 LINES |= {"lr1": (0, (8, 2)), "both1": (0, (8, 1, 1, 1)), "both-features": (0, (3, 1))}
 LINES |= {"both-after": (0, (1, 1)), "head": (0, (1, 4)), "head7": (0, (2, 4))}
+LINES |= {"lr-unaware": (0, (6, 3))}
 """Line of a model in pictures of curves."""
 
 Group = dict[str, list[dict]]

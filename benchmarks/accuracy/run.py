@@ -144,7 +144,7 @@ def options(
                 "type": {"cartesian": {"rank": 1}},
             }
             weights["mtt::dipole_moment"] = {"weight": float(f"{share / variance:.2g}")}
-    charged = datasets.is_charged(frames)
+    charged = datasets.is_charged(frames) and model.knows_total_charge
     extra = {}
     if charged and model.architecture in ("lorem", "pet"):
         extra["charge"] = {"key": "charge", "unit": "e"}
