@@ -127,13 +127,6 @@ MODELS: dict[str, Model] = {
         {"batch_size": 8, "learning_rate": 1e-2, **CLIP},
         knows_total_charge=False,
     ),
-    "lorem-last-lr-unaware": Model(
-        "lorem",
-        "lorem, energies last, long range, total charge not given",
-        SMALL,
-        {"batch_size": 8, "learning_rate": 1e-2, "final_energy_factor": 100.0, **CLIP},
-        knows_total_charge=False,
-    ),
     "lorem-head": Model(
         "lorem",
         "lorem, long range, charges predicted",
