@@ -280,11 +280,11 @@ def test_charges_are_for_those_who_use_them(accuracy):
     share = 0.05 * np.mean(forces**2) / np.mean(np.square(energies))
     assert share > 1.5
     assert weight["weight"] == pytest.approx(share * len(charges) / sum(within), rel=0.05)
-    ends = ("qeq", "both", "both1", "both-features", "both-after", "head")
+    ends = ("qeq", "both", "both1", "both-features", "both-after", "head", "head7")
     for name, options in section.items():
         charged = "mtt::atomic_charge" in options["training_set"]["targets"]
         assert charged == ("lorem" in name and name.endswith(ends))
-        takes_charge = "lorem" in name or name in ("pet", "pet-lr")
+        takes_charge = "lorem" in name and "unaware" not in name or name in ("pet", "pet-lr")
         assert ("extra_data" in options["validation_set"]) == takes_charge
     assert section["pet"]["architecture"]["model"]["system_conditioning"]
     neutral = {file: frames[file][:1] for file in frames}

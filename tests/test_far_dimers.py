@@ -85,7 +85,7 @@ def test_labels_tell_the_box(far_dimers, tmp_path):
     assert far_dimers.misfit(frames, np.inf) > 0.5
 
 
-def test_fixed_charges_carry_over(far_dimers, tmp_path):
+def test_fixed_charges_carry_over(far_dimers, tmp_path, monkeypatch, capsys):
     """Dipoles whose forces are half too large: energies far apart are right if energies count."""
     frames = dimers(far_dimers, 30.0, np.array([0.4, -0.4, 0.3, -0.3]))
     for frame in frames:
@@ -100,6 +100,11 @@ def test_fixed_charges_carry_over(far_dimers, tmp_path):
     wrong, best = far_dimers.extrapolated(frames, num_near, 1e-6)
     assert right < 0.02 * 1e3 * off < 0.1 * 1e3 * off < wrong
     assert best < 0.05 * forces
+
+    monkeypatch.setattr(far_dimers, "BEYOND_CUTOFF", 0)
+    far_dimers.print_fixed(argparse.Namespace(data=tmp_path, classes=["CC"]))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and lines[-1].startswith("CC, energy weight 1000: ")
 
 
 def test_trains_and_resumes(far_dimers, tmp_path, monkeypatch, capsys):

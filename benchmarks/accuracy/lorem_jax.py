@@ -51,7 +51,7 @@ def batches(structures: int) -> int:
 def paddings(structures: list[ase.Atoms]) -> dict[str, str]:
     """Sizes to which batches are padded.
 
-    lorem-jax compiles anew for each size, which takes as long as many epochs here. Its default are
+    lorem-jax compiles anew for each size, which takes as long as many epochs here. Its defaults are
     powers of 4 and 8; these are as large as the largest batch that is to be expected.
 
     :param structures: of training
@@ -191,7 +191,7 @@ def measure(frames: dict[str, list[ase.Atoms]], arguments: argparse.Namespace, s
 
 
 def main() -> None:
-    arguments = run.parser(__doc__).parse_args()
+    arguments = run.common_parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.work) as cache:
         # what the trial, the training and the calculator compile alike
         os.environ.update(ENVIRONMENT, JAX_COMPILATION_CACHE_DIR=cache)

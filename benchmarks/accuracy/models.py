@@ -50,7 +50,7 @@ class Model:
     knows_total_charge: bool = True
     """Whether it is given the total charge of charged structures, if it can be"""
     charge_factor: float = 1.0
-    """For the weight of charges and dipole moments, beside what lorem's log advises"""
+    """Times what lorem's log advises as the weight of charges and dipole moments"""
 
     @property
     def equilibrates(self) -> bool:
@@ -209,7 +209,7 @@ def architecture(model: Model, epochs: int, weights: dict, total_charge: bool) -
     :param model: model
     :param epochs: number of epochs, in which the learning rate falls to zero
     :param weights: losses by target
-    :param total_charge: whether any structure of the set has one
+    :param total_charge: whether the model is given one
     """
     hypers = dict(model.hypers)
     training = {

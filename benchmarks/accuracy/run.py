@@ -246,7 +246,7 @@ def measure(
     }
 
 
-def parser(description: str) -> argparse.ArgumentParser:
+def common_parser(description: str) -> argparse.ArgumentParser:
     """What all trainings can be told.
 
     :param description: of the program
@@ -258,7 +258,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     add("--sets", nargs="+", choices=datasets.DATASETS, default=list(datasets.DATASETS))
     add("--seeds", nargs="+", type=int, default=[0], help="default: 0")
     add("--minutes", type=float, default=2.0, help="processor time of each; default: %(default)s")
-    add("--share", type=share, default=1.0, help="of the training structures; default: all")
+    add("--share", type=fraction, default=1.0, help="of the training structures; default: all")
     add(
         "--data",
         type=Path,
@@ -271,7 +271,8 @@ def parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
+    """Of the training structures, from the command line."""
     if not 0.0 < float(text) <= 1.0:
         raise argparse.ArgumentTypeError(f"{text}: not more than 0 and at most 1")
     return float(text)
@@ -285,7 +286,7 @@ def repeat(
 ) -> None:
     """Train what has no result yet, on all sets and with all seeds.
 
-    :param arguments: see :func:`parser`
+    :param arguments: see :func:`common_parser`
     :param keys: names of the models
     :param given: options of a training, from model, structures and seed
     :param measured: results, from the same
@@ -321,7 +322,7 @@ def repeat(
 
 
 def main() -> None:
-    command = parser(__doc__)
+    command = common_parser(__doc__)
     command.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     arguments = command.parse_args()
     repeat(
