@@ -340,6 +340,9 @@ def test_lorem_jax_has_the_same_size_and_schedule(accuracy, tmp_path):
     assert 8 * np.mean(np.square(sizes)) - 8 * np.mean(sizes) < pairs < 8 * sizes[-1] ** 2
     # 192 structures: the last one of 24 batches is left out
     assert accuracy.lorem_jax.batches(192) == 23 and accuracy.lorem_jax.batches(191) == 23
+    assert accuracy.lorem_jax.batches(9) == 1
+    with pytest.raises(ValueError, match="8 training structures"):
+        accuracy.lorem_jax.batches(8)
     assert 183 < training["valid_every_epoch"] * 192 <= 184
 
 

@@ -101,7 +101,7 @@ def test_fixed_charges_carry_over(far_dimers, tmp_path, monkeypatch, capsys):
     assert right < 0.02 * 1e3 * off < 0.1 * 1e3 * off < wrong
     assert best < 0.05 * forces
 
-    monkeypatch.setattr(far_dimers, "BEYOND_CUTOFF", 0)
+    monkeypatch.setattr(far_dimers, "CLOSE", 0)
     far_dimers.print_fixed(argparse.Namespace(data=tmp_path, classes=["CC"]))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and lines[-1].startswith("CC, energy weight 1000: ")

@@ -60,8 +60,8 @@ SIZE = {
 }
 """That of options/quickstart.yaml."""
 
-BEYOND_CUTOFF = 4
-"""Frames of training after which no atom sees the partner."""
+CLOSE = 4
+"""Frames of training that fixed charges alone do not explain: partners less than 4.7 Å apart."""
 
 ENERGIES_LAST = {"epochs": 300, "batch_size": 10, "energy_weight": 1000.0}
 """Of the second training: all frames in each step."""
@@ -394,9 +394,8 @@ def print_fixed(arguments: argparse.Namespace) -> None:
     """
     for label in arguments.classes:
         frames, num_near = read_frames(arguments.data, label, isolated=False)
-        beyond = frames[BEYOND_CUTOFF:]
         for weight in (1e-3, 1.0, 100.0, 1000.0):
-            energy, forces = extrapolated(beyond, num_near - BEYOND_CUTOFF, weight)
+            energy, forces = extrapolated(frames[CLOSE:], num_near - CLOSE, weight)
             print(
                 f"{label}, energy weight {weight:g}: {energy:.3f} meV far apart, "
                 f"forces near {forces:.3f} meV/Å",
@@ -412,9 +411,7 @@ def print_labels(arguments: argparse.Namespace) -> None:
     for label in arguments.classes:
         frames, _ = read_frames(arguments.data, label, isolated=False)
         for length in (26.0, 28.0, 29.0, 30.0, 31.0, 32.0, 36.0, 45.0, np.inf):
-            print(
-                f"{label} {length:5.1f} Å: {misfit(frames[BEYOND_CUTOFF:], length):.3f}", flush=True
-            )
+            print(f"{label} {length:5.1f} Å: {misfit(frames[CLOSE:], length):.3f}", flush=True)
 
 
 def main() -> None:

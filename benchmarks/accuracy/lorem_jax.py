@@ -44,7 +44,11 @@ def batches(structures: int) -> int:
     """How many batches the schedule of lorem-jax takes for an epoch.
 
     Half of those in two epochs, where batches go across epochs and the last one is left out.
+
+    :raises ValueError: for fewer structures than this leaves a batch of
     """
+    if structures <= BATCH:
+        raise ValueError(f"{structures} training structures: lorem-jax takes more than {BATCH}")
     return ((2 * structures - 1) // BATCH) // 2
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 CUTOFF = 5.0  # Å, of all models but one
 CLIP = {"grad_clip_norm": 1.0}
+LAST = {"final_energy_factor": 100.0}
 
 SMALL = {
     "cutoff": CUTOFF,
@@ -14,6 +15,9 @@ SMALL = {
     "long_range": {"max_degree": 2},
 }
 """lorem's size in options/small.yaml."""
+
+SMALL_TRAINING = {"batch_size": 8, "learning_rate": 1e-2, **CLIP}
+"""Its training, but for the weight of energies in the end."""
 
 PET_SMALL = {
     "cutoff": CUTOFF,
@@ -118,27 +122,27 @@ MODELS: dict[str, Model] = {
         "lorem-last",
         "lorem, energies last",
         SMALL,
-        {"learning_rate": 1e-2, "final_energy_factor": 100.0},
+        {"learning_rate": 1e-2, **LAST},
     ),
     "lorem-lr-unaware": Model(
         "lorem",
         "lorem, long range, total charge not given",
         SMALL,
-        {"batch_size": 8, "learning_rate": 1e-2, **CLIP},
+        SMALL_TRAINING,
         knows_total_charge=False,
     ),
     "lorem-head": Model(
         "lorem",
         "lorem, long range, charges predicted",
         SMALL,
-        {"batch_size": 8, "learning_rate": 1e-2, **CLIP},
+        SMALL_TRAINING,
         predicts_charges=True,
     ),
     "lorem-last-head7": Model(
         "lorem",
         "lorem, energies last, 7 Å, charges predicted, 30 times their weight",
         SMALL | {"cutoff": 7.0},
-        {"batch_size": 8, "learning_rate": 1e-2, "final_energy_factor": 100.0, **CLIP},
+        SMALL_TRAINING | LAST,
         predicts_charges=True,
         charge_factor=30.0,
     ),
