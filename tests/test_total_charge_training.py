@@ -207,16 +207,18 @@ def test_charges_and_dipoles_in_their_own_units(small, tmp_path, caplog, equilib
     assert run.best_metric == pytest.approx(loss, rel=1e-10)
 
 
+@pytest.mark.parametrize("scale", ["energies", "forces"])
 @pytest.mark.parametrize("forces", [0.0, 200.0])
-def test_weight_of_charges_beside_forces(small, tmp_path, caplog, forces):
-    """A twentieth of the loss of forces over the variance, where this is more than other targets
-    have; a warning where the weight is less than a hundredth of it."""
+def test_weight_of_charges_beside_forces(small, tmp_path, caplog, forces, scale):
+    """A twentieth of the loss of forces over the variance, where this is more than that of energies;
+    a warning where the weight is less than a hundredth of it."""
     caplog.set_level(logging.INFO)
     path = tmp_path / "charged.xyz"
     frames = charged_structures(small, 12, np.linspace(-1.0, 1.0, 12))
     ase.io.write(path, frames)
     dataset, info = read(small, path, ["charge", CHARGE])
     run = trainer(small, info)
+    run.hypers["energy_scale"] = scale
     energy = run.hypers["loss"]["energy"]
     energy["gradients"] = {"positions": {**copy.deepcopy(energy), "weight": forces}}
     run.hypers["loss"][CHARGE]["weight"] = 1.0
@@ -231,11 +233,13 @@ def test_weight_of_charges_beside_forces(small, tmp_path, caplog, forces):
     assert atoms == sum(map(len, frames[:8]))
     variance = sum(len(x) * x.var() for x in variances if len(x)) / atoms
     squares = np.mean(np.concatenate([f.arrays["forces"].ravel() for f in frames[:8]]) ** 2)
-    share = 0.05 * forces * squares / model.scaler.model.scales["energy"].block().values.item() ** 2
-    assert share > 1.0 or forces == 0.0
+    part = squares / model.scaler.model.scales["energy"].block().values.item() ** 2
+    share = 0.05 * forces * part
+    assert (part < 1.0) == (scale == "forces") and (share > 1.0 or forces == 0.0)
+    share = max(1.0 - part if part < 1.0 else 1.0, share)
     (line,) = (x for x in caplog.messages if x.startswith(f"Target '{CHARGE}' has neither"))
     logged = float(line.split("with a weight of ")[1].split()[0])
-    assert logged == pytest.approx(max(1.0, share) / variance, rel=0.06)
+    assert logged == pytest.approx(share / variance, rel=0.06)
     assert ("costs 5% of what the forces of 'energy'" in line) == (forces > 0.0)
     assert line.endswith("Its weight is 1")
     warnings = [x for x in caplog.messages if "will hardly be learnt" in x]

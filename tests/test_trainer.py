@@ -214,15 +214,19 @@ def test_only_model_checkpoints_in_the_folder(small, tmp_path):
 
 
 def test_checkpoint_of_a_newer_version():
-    with pytest.raises(RuntimeError, match="using trainer version 6, while .* version is 5"):
-        Trainer.upgrade_checkpoint({"trainer_ckpt_version": 6})
+    with pytest.raises(RuntimeError, match="using trainer version 7, while .* version is 6"):
+        Trainer.upgrade_checkpoint({"trainer_ckpt_version": 7})
 
 
-def test_energies_of_older_runs_keep_their_weight():
+def test_energies_of_older_runs_keep_weight_and_scale():
     old = {"trainer_ckpt_version": 4, "train_hypers": {"optimizer": "muon"}}
     upgraded = Trainer.upgrade_checkpoint(old)
-    assert upgraded["trainer_ckpt_version"] == 5
-    assert upgraded["train_hypers"] == {"optimizer": "muon", "final_energy_factor": 1.0}
+    assert upgraded["trainer_ckpt_version"] == 6
+    assert upgraded["train_hypers"] == {
+        "optimizer": "muon",
+        "final_energy_factor": 1.0,
+        "energy_scale": "energies",
+    }
 
 
 @pytest.mark.parametrize(
@@ -236,7 +240,7 @@ def test_moments_of_other_parameters_are_dropped(optimizer, long_range, caplog):
     checkpoint["model_data"] = {"model_hypers": {"long_range": long_range}}
     with caplog.at_level(logging.INFO):
         upgraded = Trainer.upgrade_checkpoint(checkpoint)
-    assert upgraded["trainer_ckpt_version"] == 5
+    assert upgraded["trainer_ckpt_version"] == 6
     anew = "The checkpoint is of an older version, whose optimizer starts anew" in caplog.messages
     assert anew == (upgraded["optimizer_states"] is None)
     assert anew == (optimizer == "muon" or long_range != {})

@@ -163,15 +163,20 @@ def is_charged(frames: dict[str, list[ase.Atoms]]) -> bool:
     return any(atoms.info["charge"] != 0 for atoms in frames["train"])
 
 
-def share_of_forces(structures: list[ase.Atoms]) -> float:
+def share_of_forces(structures: list[ase.Atoms], by_forces: bool) -> float:
     """What the weight of charges is multiplied by so that they count beside forces, as lorem's log
-    advises: a share of the mean square of the forces over that of energies per atom."""
+    advises: the loss of energies at first, or a share of that of forces where this is more.
+
+    :param structures: of training
+    :param by_forces: whether forces enter the scale of energies
+    """
     # lorem_jax.py reads sets where there is no metatrain
     from metatrain_lorem.training.label_spread import SHARE
 
-    forces = np.concatenate([atoms.get_forces().ravel() for atoms in structures])
-    energies = [atoms.get_potential_energy() / len(atoms) for atoms in structures]
-    return float(max(1.0, SHARE * np.mean(forces**2) / np.mean(np.square(energies))))
+    of_forces = np.mean(np.concatenate([atoms.get_forces().ravel() for atoms in structures]) ** 2)
+    of_energies = np.mean([(atoms.get_potential_energy() / len(atoms)) ** 2 for atoms in structures])
+    scale = of_energies + of_forces if by_forces else of_energies
+    return float(max(of_energies, SHARE * of_forces) / scale)
 
 
 def charge_variance(structures: list[ase.Atoms]) -> float | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 CUTOFF = 5.0  # Å, of all models but one
 CLIP = {"grad_clip_norm": 1.0}
 LAST = {"final_energy_factor": 100.0}
+BY_FORCES = {"energy_scale": "forces"}
 
 SMALL = {
     "cutoff": CUTOFF,
@@ -117,12 +118,19 @@ def _peer(
 
 MODELS: dict[str, Model] = {
     **_lorem("lorem", "lorem", SMALL, {"learning_rate": 1e-2}),
-    # the training of options/small.yaml; those of all others keep the weights of losses
+    # those of all others keep the weights of losses
     **_lorem(
         "lorem-last",
         "lorem, energies last",
         SMALL,
         {"learning_rate": 1e-2, **LAST},
+    ),
+    # the training of options/small.yaml
+    **_lorem(
+        "lorem-forces",
+        "lorem, energies last, scale by forces",
+        SMALL,
+        {"learning_rate": 1e-2, **LAST, **BY_FORCES},
     ),
     "lorem-lr-unaware": Model(
         "lorem",

@@ -126,7 +126,8 @@ def options(
     weights: dict = {"energy": {"weight": 1.0, "forces": {"weight": 1.0}}}
     if model.equilibrates or model.predicts_charges:
         # one over the variance, and more where forces are large; peers have no use for charges
-        share = model.charge_factor * datasets.share_of_forces(frames["train"])
+        by_forces = model.training.get("energy_scale") == "forces"
+        share = model.charge_factor * datasets.share_of_forces(frames["train"], by_forces)
         if variance := datasets.charge_variance(frames["train"]):
             targets["mtt::atomic_charge"] = {
                 "key": "atomic_charge",

@@ -266,3 +266,11 @@ def trainer_update_v4_v5(checkpoint: dict[str, Any]) -> None:
     :param checkpoint: changed in place
     """
     checkpoint["train_hypers"].setdefault("final_energy_factor", 1.0)
+
+
+def trainer_update_v5_v6(checkpoint: dict[str, Any]) -> None:
+    """Since version 6 forces may enter the scale of energies.
+
+    :param checkpoint: changed in place
+    """
+    checkpoint["train_hypers"].setdefault("energy_scale", "energies")

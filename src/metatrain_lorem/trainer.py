@@ -50,7 +50,7 @@ class Trainer(TrainerInterface[TrainerHypers]):
     :param hypers: hyperparameters, see :class:`TrainerHypers`
     """
 
-    __checkpoint_version__ = 5
+    __checkpoint_version__ = 6
 
     def __init__(self, hypers: TrainerHypers) -> None:
         super().__init__(hypers)
@@ -100,7 +100,9 @@ class Trainer(TrainerInterface[TrainerHypers]):
 
         is_new = self._continue_or_start(model, train_datasets, val_datasets, processes)
         _place(model, dtype, processes)
-        known = fit_baselines_and_scales(model, self.hypers, train_datasets, missing, processes)
+        known = fit_baselines_and_scales(
+            model, self.hypers, train_datasets, missing, spread, processes
+        )
         names = list(model.dataset_info.targets)
         if is_new and known:
             # with baselines that will change, so that nothing is kept

@@ -29,9 +29,9 @@ def energies(forces):
     return TensorMap(Labels.single(), [block])
 
 
-def model_of(**changes):
-    """What is asked of a model with charges, dipole moments and energies of scale 0.1."""
-    scale = one_block(torch.full((1, 1), 0.1), ["atomic_type"], [])
+def model_of(scale=0.1, **changes):
+    """What is asked of a model with charges, dipole moments and energies."""
+    scale = one_block(torch.full((1, 1), scale), ["atomic_type"], [])
     layout = energies(torch.zeros(4, 3, 1).double())
     targets = {CHARGE: one_block(torch.zeros(1, 1), ["system"], []), "energy": layout}
     return SimpleNamespace(
@@ -91,6 +91,18 @@ def test_weight_of_charges_and_vectors(caplog):
         assert "costs 5% of what the forces of 'energy' cost at first" in message
     assert "will hardly be learnt" in messages[1] and CHARGE in messages[1]
     assert len(advice(caplog, weight=100.0)[0]) == 2
+
+
+def test_forces_in_the_scale(caplog):
+    """What they leave of it is of energies, and counts where it is above a twentieth of them:
+    forces of 2 in a scale of 3, with a weight of one half."""
+    messages, weights = advice(caplog, model_of(scale=3.0), weight=100.0)
+    for message, weight in zip(messages, weights, strict=True):
+        assert f"with a weight of {(1.0 - 4.0 / 9.0) * weight:.2g} in" in message
+        assert "costs what the energies of 'energy' cost at first" in message
+    messages, weights = advice(caplog, model_of(scale=2.001), weight=100.0)
+    for message, weight in zip(messages, weights, strict=True):
+        assert f"with a weight of {0.025 * weight:.2g} in" in message and "costs 5%" in message
 
 
 @pytest.mark.parametrize(

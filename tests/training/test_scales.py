@@ -1,10 +1,11 @@
-"""Labels that the baseline explains exactly."""
+"""Scales of energies with forces, and of labels that the baseline explains exactly."""
 
 import logging
 import math
 import re
 
 import ase.io
+import numpy as np
 import pytest
 import torch
 from metatrain.utils.data import DatasetInfo, get_atomic_types, get_dataset
@@ -62,6 +63,49 @@ def test_labels_without_a_scale(small, tmp_path, caplog, target):
             assert all(math.isfinite(value) and value > 1e-4 for value in values)
     if target == "partial":
         assert values[0] != 1.0
+
+
+@pytest.mark.parametrize(
+    "scale, forces, unit",
+    [
+        ("forces", True, "angstrom"),
+        ("forces", True, "nm"),
+        ("forces", False, "angstrom"),
+        ("energies", True, "angstrom"),
+    ],
+)
+def test_forces_enter_the_scale_of_energies(small, tmp_path, caplog, scale, forces, unit):
+    """As much as they are at 1 Å; without their labels the scale is that of energies."""
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "frames.xyz"
+    frames = small.structures(12)
+    ase.io.write(path, frames)
+    options = small.dataset_options(path)
+    options["systems"]["length_unit"] = unit
+    if not forces:
+        options["targets"]["energy"]["forces"] = False
+    dataset, infos, _ = get_dataset(options)
+    model = small.new_model(DatasetInfo(unit, get_atomic_types(dataset), infos))
+    train, valid = Subset(dataset, range(9)), Subset(dataset, range(9, 12))
+    trainer = small.new_trainer(num_epochs=1, batch_size=3, energy_scale=scale)
+    small.fit(trainer, model, train, valid, tmp_path)
+
+    types = sorted(get_atomic_types(dataset))
+    numbers = np.array([[(x.numbers == z).sum() for z in types] for x in frames[:9]])
+    energies = np.array([x.info["energy"] for x in frames[:9]])
+    rest = energies - numbers @ np.linalg.lstsq(numbers, energies)[0]
+    square = np.mean((rest / numbers.sum(axis=1)) ** 2)
+    acts = forces and scale == "forces"
+    if acts:
+        angstrom = 1.0 if unit == "angstrom" else 0.1
+        components = np.concatenate([x.arrays["forces"].ravel() for x in frames[:9]])
+        square += np.mean((angstrom * components) ** 2)
+    assert any("Scale of 'energy'" in message for message in caplog.messages) == acts
+    trainer.save_checkpoint(model, tmp_path / "model.ckpt")
+    checkpoint = torch.load(tmp_path / "model.ckpt", weights_only=False)
+    for x in (model, model_from_checkpoint(checkpoint, context="restart")):
+        for scales in (x.scaler.model.scales, x.scaler.model.per_target_scales):
+            assert scales["energy"].block().values.item() == pytest.approx(square**0.5, rel=1e-3)
 
 
 def _errors(caplog) -> list[float]:

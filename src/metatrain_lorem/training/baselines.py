@@ -4,6 +4,7 @@ import logging
 
 import torch
 from metatensor.torch import TensorMap
+from metatomic.torch import unit_conversion_factor
 from metatrain.composition import CompositionModel, train_or_load_composition_model
 from metatrain.scaler import train_or_load_scaler
 from metatrain.utils.abc import ModelInterface
@@ -12,7 +13,8 @@ from torch.utils.data import Dataset
 from .datasets import without_missing
 from .distributed import Processes
 from .hypers import TrainerHypers
-from .scales import replace_zero_scales
+from .label_spread import LabelSpread
+from .scales import add_forces, replace_zero_scales
 from .unscaled import Weights, check_fixed, unscaled_targets, with_fixed
 
 Values = dict[str, list[torch.Tensor]]
@@ -24,6 +26,7 @@ def fit_baselines_and_scales(
     hypers: TrainerHypers,
     train_datasets: list[Dataset],
     missing: bool,
+    spread: LabelSpread,
     processes: Processes,
 ) -> list[str]:
     """Fit the composition model and the scaler to targets that are new to them.
@@ -35,6 +38,7 @@ def fit_baselines_and_scales(
     :param hypers: of the trainer
     :param train_datasets: training sets
     :param missing: whether they lack some labels
+    :param spread: of their forces
     :param processes: of this run
     :return: targets whose baselines are still those of a checkpoint
     :raises ValueError: if the options contradict what is kept
@@ -78,7 +82,7 @@ def fit_baselines_and_scales(
     if given_ones and replaces:
         logging.info(f"Baselines of {sorted(given_ones)} are those of `atomic_baseline`")
     if hypers["scale_targets"]:
-        _fit_scales(model, hypers, unscaled, train_datasets, processes)
+        _fit_scales(model, hypers, train_datasets, spread, processes)
     composition.weights_to(device=processes.device, dtype=torch.float64)
     model.scaler.scales_to(device=processes.device, dtype=torch.float64)
     return [name for name in known if name not in {*replaced, *model.unscaled_targets}]
@@ -87,10 +91,11 @@ def fit_baselines_and_scales(
 def _fit_scales(
     model: ModelInterface,
     hypers: TrainerHypers,
-    unscaled: list[str],
     train_datasets: list[Dataset],
+    spread: LabelSpread,
     processes: Processes,
 ) -> None:
+    unscaled = unscaled_targets(model)
     if isinstance(hypers["fixed_scaling_weights"], str) and not isinstance(
         hypers["atomic_baseline"], str
     ):
@@ -115,6 +120,11 @@ def _fit_scales(
             per_structure_targets=hypers["per_structure_targets"],
         )
         scaler.new_outputs = new
+        if isinstance(given, dict) and hypers["energy_scale"] == "forces":
+            forces = spread.mean_square_forces(processes)
+            fitted = {name: x for name, x in forces.items() if name in new and name not in given}
+            unit = model.dataset_info.length_unit or "angstrom"
+            add_forces(scaler, fitted, unit_conversion_factor("angstrom", unit))
     check_fixed(scaler.model.scales, unscaled, 1.0, "fixed_scaling_weights")
     _refuse_changes(
         before,

@@ -41,8 +41,8 @@ class LabelSpread:
             for name, info in model.dataset_info.targets.items()
             if "positions" in info.layout.block(0).gradients_list()
         }
-        # a model that has forces already starts with smaller errors
-        if model.finetunes or (model.backbone is not None and model.backbone.energies):
+        # a potential of a backbone leaves smaller ones to be learnt
+        if model.backbone is not None and model.backbone.energies:
             self.forces = {}
 
     def add(self, fields: dict[str, Any]) -> None:
@@ -67,6 +67,18 @@ class LabelSpread:
                 values = values[torch.isfinite(values)].to("cpu", torch.float64)
                 sums += torch.stack([torch.ones_like(values), values**2]).sum(dim=1)
 
+    def mean_square_forces(self, processes: Processes) -> dict[str, float]:
+        """
+        :param processes: each has added its share
+        :return: mean square of the components, by energy target; none without labels
+        """
+        means = {}
+        for name, sums in self.forces.items():
+            count, squares = processes.sum(sums.to(processes.device)).tolist()
+            if count > 0:
+                means[name] = squares / count
+        return means
+
     def report(self, model: ModelInterface, loss: GlobalLoss, processes: Processes) -> None:
         """Log a weight for the loss of each target whose loss is a mean square, and warn where that
         of charges or dipole moments is far below.
@@ -78,14 +90,19 @@ class LabelSpread:
         terms = {(x.target, x.gradient): x for x in loss.losses.values() if is_mean_square(x)}
         # loss of an error as large as the spread: one for targets with a scale
         value, described = 1.0, "counts like other targets"
-        for name, sums in self.forces.items():
-            count, squares = processes.sum(sums.to(processes.device)).tolist()
-            if count > 0 and (name, "positions") in terms:
-                scale = float(model.scaler.model.scales[name].block().values.mean())
-                of_forces = terms[name, "positions"].weight * squares / count / scale**2
-                if SHARE * of_forces > value:
-                    value = SHARE * of_forces
-                    described = f"costs {SHARE:.0%} of what the forces of '{name}' cost at first"
+        for name, square in self.mean_square_forces(processes).items():
+            # a model that has forces already starts with smaller errors
+            if model.finetunes or (name, "positions") not in terms:
+                continue
+            of_forces = square / float(model.scaler.model.scales[name].block().values.mean()) ** 2
+            # the rest of the scale is that of energies
+            if 1.0 - value < of_forces < 1.0:
+                value = 1.0 - of_forces
+                described = f"costs what the energies of '{name}' cost at first"
+            of_forces *= terms[name, "positions"].weight
+            if SHARE * of_forces > value:
+                value = SHARE * of_forces
+                described = f"costs {SHARE:.0%} of what the forces of '{name}' cost at first"
         for name, sums in self.sums.items():
             count, total, squares = processes.sum(sums.to(processes.device)).cpu().unbind(dim=1)
             variance = float((squares - total**2 / count.clamp(min=1)).sum() / count.sum())

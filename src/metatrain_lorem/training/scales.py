@@ -1,4 +1,4 @@
-"""Scales of targets that the baseline explains exactly."""
+"""Scales of energies with forces, and of targets that the baseline explains exactly."""
 
 import logging
 
@@ -9,6 +9,30 @@ from metatrain.scaler import Scaler
 
 ROUNDING = 1e-12
 """Scales below this fraction of the largest baseline are rounding errors of the fit."""
+
+
+def add_forces(scaler: Scaler, forces: dict[str, float], angstrom: float) -> None:
+    """Let forces enter the scales of energies.
+
+    Energies per atom of one composition differ little where forces are large, those of liquids by
+    0.003 eV where forces are 0.8 eV/Å. A network that starts with outputs and slopes of one size
+    would have to grow by what lies between, and learning rates for the one would not suit the
+    other. The new scale is the root of the sum of both squares, with forces times 1 Å.
+
+    :param scaler: fitted scaler, changed in place
+    :param forces: mean square of the components, by target whose scale is fitted
+    :param angstrom: 1 Å in the unit of length of the data
+    """
+    for name, square in forces.items():
+        part = scaler.model.per_target_scales[name]
+        before = float(part.block().values.mean())
+        for block in part.blocks():
+            block.values[:] = torch.sqrt(block.values**2 + square * angstrom**2)
+        logging.info(
+            f"Scale of '{name}': {float(part.block().values.mean()):.3g}, of energies ({before:.3g}) "
+            f"and of forces ({square**0.5 * angstrom:.3g} per Å)"
+        )
+        _store(scaler, name)
 
 
 def replace_zero_scales(scaler: Scaler, baseline: CompositionModel) -> None:
@@ -35,13 +59,23 @@ def replace_zero_scales(scaler: Scaler, baseline: CompositionModel) -> None:
             f"Target '{name}': the baseline leaves nothing of the training labels of at least one "
             "element or component, which therefore get the scale 1 instead of 0"
         )
-        scales = scaler.model.scales[name]
-        for key, block in scales.items():
-            block.values[:] = parts[0].block(key).values * parts[1].block(key).values
-        # the model reloads its scales from these buffers
-        for kind, part in zip(("", "_per_target", "_per_property"), (scales, *parts), strict=True):
-            buffer = mts.save_buffer(mts.make_contiguous(part.to("cpu", torch.float64)))
-            scaler.register_buffer(f"{name}{kind}_scaler_buffer", buffer.to(scales.device))
+        _store(scaler, name)
+
+
+def _store(scaler: Scaler, name: str) -> None:
+    """Make scales of their parts, for the scaler and for what it is loaded from.
+
+    :param scaler: whose scales per target or per property have changed
+    :param name: of the target
+    """
+    scales = scaler.model.scales[name]
+    parts = [scaler.model.per_target_scales[name], scaler.model.per_property_scales[name]]
+    for key, block in scales.items():
+        block.values[:] = parts[0].block(key).values * parts[1].block(key).values
+    # the model reloads its scales from these buffers
+    for kind, part in zip(("", "_per_target", "_per_property"), (scales, *parts), strict=True):
+        buffer = mts.save_buffer(mts.make_contiguous(part.to("cpu", torch.float64)))
+        scaler.register_buffer(f"{name}{kind}_scaler_buffer", buffer.to(scales.device))
 
 
 def _largest(baseline: CompositionModel, name: str) -> float:
