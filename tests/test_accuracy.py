@@ -106,9 +106,9 @@ def test_size_is_that_of_the_small_options_file(accuracy):
     section = yaml.safe_load((ROOT / "options" / "small.yaml").read_text())["architecture"]
     assert section["model"] == accuracy.models.SMALL
     models = accuracy.models.MODELS
-    assert models["lorem-lr"].hypers == models["lorem-last-lr"].hypers == section["model"]
-    for key, value in models["lorem-last-lr"].training.items():
-        assert float(section["training"][key]) == value, key
+    assert models["lorem-lr"].hypers == models["lorem-forces-lr"].hypers == section["model"]
+    for key, value in models["lorem-forces-lr"].training.items():
+        assert type(value)(section["training"][key]) == value, key
 
 
 @pytest.mark.parametrize("name, charged", [("sn2", True), ("dimers", True), ("rotation", False)])
@@ -280,6 +280,10 @@ def test_charges_are_for_those_who_use_them(accuracy):
     share = 0.05 * np.mean(forces**2) / np.mean(np.square(energies))
     assert share > 1.5
     assert weight["weight"] == pytest.approx(share * len(charges) / sum(within), rel=0.05)
+    # the same beside energies, whose scale is larger
+    other = section["lorem-forces-both"]["architecture"]["training"]["loss"]["mtt::atomic_charge"]
+    larger = 1.0 + np.mean(forces**2) / np.mean(np.square(energies))
+    assert other["weight"] * larger == pytest.approx(weight["weight"], rel=0.05)
     ends = ("qeq", "both", "both1", "both-features", "both-after", "head", "head7")
     for name, options in section.items():
         charged = "mtt::atomic_charge" in options["training_set"]["targets"]

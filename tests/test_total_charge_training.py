@@ -210,8 +210,8 @@ def test_charges_and_dipoles_in_their_own_units(small, tmp_path, caplog, equilib
 @pytest.mark.parametrize("scale", ["energies", "forces"])
 @pytest.mark.parametrize("forces", [0.0, 200.0])
 def test_weight_of_charges_beside_forces(small, tmp_path, caplog, forces, scale):
-    """A twentieth of the loss of forces over the variance, where this is more than that of energies;
-    a warning where the weight is less than a hundredth of it."""
+    """A twentieth of the loss of forces over the variance, where energies do not cost more; a
+    warning where the weight is less than a hundredth of it."""
     caplog.set_level(logging.INFO)
     path = tmp_path / "charged.xyz"
     frames = charged_structures(small, 12, np.linspace(-1.0, 1.0, 12))

@@ -174,7 +174,8 @@ def share_of_forces(structures: list[ase.Atoms], by_forces: bool) -> float:
     from metatrain_lorem.training.label_spread import SHARE
 
     of_forces = np.mean(np.concatenate([atoms.get_forces().ravel() for atoms in structures]) ** 2)
-    of_energies = np.mean([(atoms.get_potential_energy() / len(atoms)) ** 2 for atoms in structures])
+    energies = [atoms.get_potential_energy() / len(atoms) for atoms in structures]
+    of_energies = np.mean(np.square(energies))
     scale = of_energies + of_forces if by_forces else of_energies
     return float(max(of_energies, SHARE * of_forces) / scale)
 

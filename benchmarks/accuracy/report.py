@@ -22,6 +22,7 @@ UNITS = {"energy": "meV/atom", "forces": "meV/Å", "charges": "me", "dipoles": "
 COLORS = {"lorem": "tab:blue", "pet": "tab:orange", "soap-bpnn": "tab:green", "mace": "tab:purple"}
 COLORS |= {
     "lorem-last": "tab:pink",
+    "lorem-forces": "black",
     "lorem-default": "tab:cyan",
     "pet-lorem": "tab:red",
     "soap-bpnn-lorem": "tab:olive",
@@ -139,7 +140,7 @@ def smallest(group: Group, column: tuple[str, str]) -> float:
     errors = [
         values(results, column, "rmse")
         for model, results in group.items()
-        if not model.startswith("lorem-last-")
+        if not model.startswith(("lorem-last-", "lorem-forces-"))
     ]
     return min((float(np.median(rmse)) for rmse in errors if rmse), default=float("nan"))
 

@@ -13,6 +13,8 @@ from metatrain.utils.io import model_from_checkpoint
 from omegaconf import OmegaConf
 from torch.utils.data import Subset
 
+from metatrain_lorem.trainer import Trainer
+
 TARGETS = {
     "partial": {"sample_kind": "atom", "type": "scalar"},
     "total": {"sample_kind": "system", "type": "scalar"},
@@ -101,11 +103,32 @@ def test_forces_enter_the_scale_of_energies(small, tmp_path, caplog, scale, forc
         components = np.concatenate([x.arrays["forces"].ravel() for x in frames[:9]])
         square += np.mean((angstrom * components) ** 2)
     assert any("Scale of 'energy'" in message for message in caplog.messages) == acts
+    unused = any("`energy_scale: forces` has no effect" in x for x in caplog.messages)
+    assert unused == (scale == "forces" and not acts)
     trainer.save_checkpoint(model, tmp_path / "model.ckpt")
     checkpoint = torch.load(tmp_path / "model.ckpt", weights_only=False)
     for x in (model, model_from_checkpoint(checkpoint, context="restart")):
         for scales in (x.scaler.model.scales, x.scaler.model.per_target_scales):
             assert scales["energy"].block().values.item() == pytest.approx(square**0.5, rel=1e-3)
+
+
+def test_scales_of_checkpoints_stay(small, tmp_path, caplog):
+    """Whatever the options say in a restart, and forces of one that was fixed."""
+    caplog.set_level(logging.INFO)
+    dataset, info = small.read(small.file)
+    train, valid = Subset(dataset, range(9)), Subset(dataset, range(9, 12))
+    model = small.new_model(info)
+    trainer = small.new_trainer(num_epochs=1, fixed_scaling_weights={"energy": 0.3})
+    trainer.hypers["energy_scale"] = "forces"
+    small.fit(trainer, model, train, valid, tmp_path)
+    assert model.scaler.model.scales["energy"].block().values.item() == 0.3
+    trainer.save_checkpoint(model, tmp_path / "model.ckpt")
+    checkpoint = torch.load(tmp_path / "model.ckpt", weights_only=False)
+    again = model_from_checkpoint(checkpoint, context="restart").restart(info)
+    hypers = small.new_trainer(num_epochs=2, energy_scale="forces").hypers
+    small.fit(Trainer.load_checkpoint(checkpoint, hypers, "restart"), again, train, valid, tmp_path)
+    assert again.scaler.model.scales["energy"].block().values.item() == 0.3
+    assert sum("`energy_scale: forces` has no effect" in x for x in caplog.messages) == 2
 
 
 def _errors(caplog) -> list[float]:

@@ -120,11 +120,17 @@ def _fit_scales(
             per_structure_targets=hypers["per_structure_targets"],
         )
         scaler.new_outputs = new
-        if isinstance(given, dict) and hypers["energy_scale"] == "forces":
-            forces = spread.mean_square_forces(processes)
-            fitted = {name: x for name, x in forces.items() if name in new and name not in given}
-            unit = model.dataset_info.length_unit or "angstrom"
-            add_forces(scaler, fitted, unit_conversion_factor("angstrom", unit))
+    if isinstance(given, dict) and hypers["energy_scale"] == "forces":
+        forces = spread.mean_square_forces(processes)
+        fitted = {name: x for name, x in forces.items() if name in new and name not in given}
+        unit = model.dataset_info.length_unit or "angstrom"
+        add_forces(scaler, fitted, unit_conversion_factor("angstrom", unit))
+        if not fitted:
+            logging.info(
+                "`energy_scale: forces` has no effect: no energy with forces gets a new scale "
+                "(those of a checkpoint, beside energies of a backbone and in "
+                "`fixed_scaling_weights` stay)"
+            )
     check_fixed(scaler.model.scales, unscaled, 1.0, "fixed_scaling_weights")
     _refuse_changes(
         before,

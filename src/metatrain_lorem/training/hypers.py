@@ -96,12 +96,12 @@ class TrainerHypers(TypedDict):
     are in e² and (e Å)².
     """
     energy_scale: Literal["energies", "forces"] = "energies"
-    """What energies are divided by where forces are trained, too: ``"energies"``, their root mean
-    square per atom; ``"forces"``, the root of the sum of the squares of this and of forces times
-    1 Å, mostly the larger one. Networks then have outputs and slopes of one size, and weights of
-    losses other than those of energy and forces count by as much more. With it ions far apart,
-    turned cumulenes and energies are learnt in fewer epochs (:doc:`accuracy`). Nothing changes
-    for energies beside a backbone that gives some, nor for those of a checkpoint."""
+    """What energies with forces are divided by (:ref:`choosing:Scale of energies`).
+
+    ``"energies"``: their root mean square per atom; ``"forces"``: the root of the sum of the
+    squares of this and of the root mean square of the components of forces times 1 Å. Weights of
+    other losses count by as much more. Scales of a checkpoint stay, and so does that of energies
+    beside a backbone that gives energies."""
     fixed_scaling_weights: FixedScalerWeights | str = {}
     """Scales that replace the computed ones: a value per target or per target and element, or the
     checkpoint of a scaler (then ``atomic_baseline`` must be a checkpoint, too). A target that is

@@ -28,9 +28,10 @@ def add_forces(scaler: Scaler, forces: dict[str, float], angstrom: float) -> Non
         before = float(part.block().values.mean())
         for block in part.blocks():
             block.values[:] = torch.sqrt(block.values**2 + square * angstrom**2)
+        after = float(part.block().values.mean())
         logging.info(
-            f"Scale of '{name}': {float(part.block().values.mean()):.3g}, of energies ({before:.3g}) "
-            f"and of forces ({square**0.5 * angstrom:.3g} per Å)"
+            f"Scale of '{name}': {after:.3g}, of energies ({before:.3g}) and of forces "
+            f"({square**0.5 * angstrom:.3g} at 1 Å)"
         )
         _store(scaler, name)
 
