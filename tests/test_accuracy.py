@@ -106,9 +106,9 @@ def test_size_is_that_of_the_small_options_file(accuracy):
     section = yaml.safe_load((ROOT / "options" / "small.yaml").read_text())["architecture"]
     assert section["model"] == accuracy.models.SMALL
     models = accuracy.models.MODELS
-    assert models["lorem-lr"].hypers == models["lorem-forces-lr"].hypers == section["model"]
-    for key, value in models["lorem-forces-lr"].training.items():
-        assert type(value)(section["training"][key]) == value, key
+    assert models["lorem-lr"].hypers == models["lorem-last-lr"].hypers == section["model"]
+    for key, value in models["lorem-last-lr"].training.items():
+        assert float(section["training"][key]) == value, key
 
 
 @pytest.mark.parametrize("name, charged", [("sn2", True), ("dimers", True), ("rotation", False)])

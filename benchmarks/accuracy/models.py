@@ -118,14 +118,13 @@ def _peer(
 
 MODELS: dict[str, Model] = {
     **_lorem("lorem", "lorem", SMALL, {"learning_rate": 1e-2}),
-    # those of all others keep the weights of losses
+    # the training of options/small.yaml; those of all others keep the weights of losses
     **_lorem(
         "lorem-last",
         "lorem, energies last",
         SMALL,
         {"learning_rate": 1e-2, **LAST},
     ),
-    # the training of options/small.yaml
     **_lorem(
         "lorem-forces",
         "lorem, energies last, scale by forces",

@@ -45,10 +45,12 @@ def model_of(scale=0.1, **changes):
     )
 
 
-def advice(caplog, model=None, kind=TensorMapMSELoss, weight=1.0):
+def advice(caplog, model=None, kind=TensorMapMSELoss, weight=1.0, energies_part=None):
     """Messages, and the inverse variances that they should name."""
     model = model or model_of()
     spread = LabelSpread(model)
+    if energies_part is not None:
+        spread.energies = {"energy": energies_part}
     charges, dipoles = [], []
     generator = torch.Generator().manual_seed(0)
     types = torch.tensor([1, 8, 8, 1])
@@ -93,16 +95,20 @@ def test_weight_of_charges_and_vectors(caplog):
     assert len(advice(caplog, weight=100.0)[0]) == 2
 
 
-def test_forces_in_the_scale(caplog):
-    """What they leave of it is of energies, and counts where it is above a twentieth of them:
-    forces of 2 in a scale of 3, with a weight of one half."""
-    messages, weights = advice(caplog, model_of(scale=3.0), weight=100.0)
+@pytest.mark.parametrize(
+    "part, value, text",
+    [
+        (0.4, 0.4, "like other targets with weight 1"),
+        (0.0, 0.05 * 0.5 * 4 / 9, "costs 5%"),
+        (None, 1.0, "like other targets. "),
+    ],
+)
+def test_scales_beyond_energies(caplog, part, value, text):
+    """What energies have of a scale of 3, or a twentieth of forces of 2 with a weight of one half;
+    one where forces have nothing of it."""
+    messages, weights = advice(caplog, model_of(scale=3.0), weight=100.0, energies_part=part)
     for message, weight in zip(messages, weights, strict=True):
-        assert f"with a weight of {(1.0 - 4.0 / 9.0) * weight:.2g} in" in message
-        assert "costs what the energies of 'energy' cost at first" in message
-    messages, weights = advice(caplog, model_of(scale=2.001), weight=100.0)
-    for message, weight in zip(messages, weights, strict=True):
-        assert f"with a weight of {0.025 * weight:.2g} in" in message and "costs 5%" in message
+        assert f"with a weight of {value * weight:.2g} in" in message and text in message
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import logging
 
 import torch
 from metatensor.torch import TensorMap
-from metatomic.torch import unit_conversion_factor
 from metatrain.composition import CompositionModel, train_or_load_composition_model
 from metatrain.scaler import train_or_load_scaler
 from metatrain.utils.abc import ModelInterface
@@ -83,6 +82,11 @@ def fit_baselines_and_scales(
         logging.info(f"Baselines of {sorted(given_ones)} are those of `atomic_baseline`")
     if hypers["scale_targets"]:
         _fit_scales(model, hypers, train_datasets, spread, processes)
+    if hypers["energy_scale"] == "forces" and not spread.energies:
+        logging.info(
+            "`energy_scale: forces` has no effect: no energy with forces gets a scale here (not "
+            "beside that of a backbone, with `fixed_scaling_weights` or without `scale_targets`)"
+        )
     composition.weights_to(device=processes.device, dtype=torch.float64)
     model.scaler.scales_to(device=processes.device, dtype=torch.float64)
     return [name for name in known if name not in {*replaced, *model.unscaled_targets}]
@@ -120,17 +124,10 @@ def _fit_scales(
             per_structure_targets=hypers["per_structure_targets"],
         )
         scaler.new_outputs = new
-    if isinstance(given, dict) and hypers["energy_scale"] == "forces":
+    if hypers["energy_scale"] == "forces" and isinstance(given, dict):
         forces = spread.mean_square_forces(processes)
-        fitted = {name: x for name, x in forces.items() if name in new and name not in given}
-        unit = model.dataset_info.length_unit or "angstrom"
-        add_forces(scaler, fitted, unit_conversion_factor("angstrom", unit))
-        if not fitted:
-            logging.info(
-                "`energy_scale: forces` has no effect: no energy with forces gets a new scale "
-                "(those of a checkpoint, beside energies of a backbone and in "
-                "`fixed_scaling_weights` stay)"
-            )
+        forces = {name: square for name, square in forces.items() if name not in given}
+        spread.energies = add_forces(scaler, forces, new, model.dataset_info.length_unit)
     check_fixed(scaler.model.scales, unscaled, 1.0, "fixed_scaling_weights")
     _refuse_changes(
         before,

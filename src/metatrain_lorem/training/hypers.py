@@ -99,9 +99,10 @@ class TrainerHypers(TypedDict):
     """What energies with forces are divided by (:ref:`choosing:Scale of energies`).
 
     ``"energies"``: their root mean square per atom; ``"forces"``: the root of the sum of the
-    squares of this and of the root mean square of the components of forces times 1 Å. Weights of
-    other losses count by as much more. Scales of a checkpoint stay, and so does that of energies
-    beside a backbone that gives energies."""
+    squares of this and of the root mean square of the components of forces times 1 Å. Losses of
+    energy and forces are divided by its square, so that the same weights of other losses count by
+    more: take those that the log gives. Scales of a checkpoint and in ``fixed_scaling_weights``
+    stay, and so does that of energies which a backbone gives as well."""
     fixed_scaling_weights: FixedScalerWeights | str = {}
     """Scales that replace the computed ones: a value per target or per target and element, or the
     checkpoint of a scaler (then ``atomic_baseline`` must be a checkpoint, too). A target that is

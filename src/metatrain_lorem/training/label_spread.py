@@ -40,10 +40,11 @@ class LabelSpread:
             name: torch.zeros(2, dtype=torch.float64)
             for name, info in model.dataset_info.targets.items()
             if "positions" in info.layout.block(0).gradients_list()
+            # a potential of a backbone leaves smaller ones to be learnt
+            and (model.backbone is None or name not in model.backbone.energies)
         }
-        # a potential of a backbone leaves smaller ones to be learnt
-        if model.backbone is not None and model.backbone.energies:
-            self.forces = {}
+        # what energies have of the square of their scale, where forces have the rest
+        self.energies: dict[str, float] = {}
 
     def add(self, fields: dict[str, Any]) -> None:
         """
@@ -88,18 +89,16 @@ class LabelSpread:
         :param processes: each has added its share
         """
         terms = {(x.target, x.gradient): x for x in loss.losses.values() if is_mean_square(x)}
-        # loss of an error as large as the spread: one for targets with a scale
-        value, described = 1.0, "counts like other targets"
+        # loss of an error as large as the spread: that of other targets
+        scaled = [name for name in model.dataset_info.targets if name not in self.sums]
+        value = max((self.energies.get(name, 1.0) for name in scaled), default=1.0)
+        described = "counts like other targets" + (" with weight 1" if value < 1.0 else "")
         for name, square in self.mean_square_forces(processes).items():
             # a model that has forces already starts with smaller errors
             if model.finetunes or (name, "positions") not in terms:
                 continue
-            of_forces = square / float(model.scaler.model.scales[name].block().values.mean()) ** 2
-            # the rest of the scale is that of energies
-            if 1.0 - value < of_forces < 1.0:
-                value = 1.0 - of_forces
-                described = f"costs what the energies of '{name}' cost at first"
-            of_forces *= terms[name, "positions"].weight
+            scale = float(model.scaler.model.scales[name].block().values.mean())
+            of_forces = terms[name, "positions"].weight * square / scale**2
             if SHARE * of_forces > value:
                 value = SHARE * of_forces
                 described = f"costs {SHARE:.0%} of what the forces of '{name}' cost at first"

@@ -4,6 +4,7 @@ import logging
 
 import metatensor.torch as mts
 import torch
+from metatomic.torch import unit_conversion_factor
 from metatrain.composition import CompositionModel
 from metatrain.scaler import Scaler
 
@@ -11,29 +12,40 @@ ROUNDING = 1e-12
 """Scales below this fraction of the largest baseline are rounding errors of the fit."""
 
 
-def add_forces(scaler: Scaler, forces: dict[str, float], angstrom: float) -> None:
+def add_forces(
+    scaler: Scaler, forces: dict[str, float], new: list[str], length_unit: str
+) -> dict[str, float]:
     """Let forces enter the scales of energies.
 
     Energies per atom of one composition differ little where forces are large, those of liquids by
     0.003 eV where forces are 0.8 eV/Å. A network that starts with outputs and slopes of one size
-    would have to grow by what lies between, and learning rates for the one would not suit the
-    other. The new scale is the root of the sum of both squares, with forces times 1 Å.
+    would have to grow by what lies between. The new scale is the root of the sum of both squares,
+    with forces times 1 Å.
 
     :param scaler: fitted scaler, changed in place
-    :param forces: mean square of the components, by target whose scale is fitted
-    :param angstrom: 1 Å in the unit of length of the data
+    :param forces: mean square of their components, by target
+    :param new: targets whose scales have been fitted, not kept
+    :param length_unit: of the data
+    :return: what energies have of the square of each scale
     """
+    angstrom, parts = unit_conversion_factor("angstrom", length_unit or "angstrom"), {}
     for name, square in forces.items():
+        force = square**0.5 * angstrom
         part = scaler.model.per_target_scales[name]
         before = float(part.block().values.mean())
-        for block in part.blocks():
-            block.values[:] = torch.sqrt(block.values**2 + square * angstrom**2)
-        after = float(part.block().values.mean())
+        if name in new:
+            for block in part.blocks():
+                block.values[:] = torch.sqrt(block.values**2 + force**2)
+            _store(scaler, name)
+        scale = float(part.block().values.mean())
         logging.info(
-            f"Scale of '{name}': {after:.3g}, of energies ({before:.3g}) and of forces "
-            f"({square**0.5 * angstrom:.3g} at 1 Å)"
+            f"Scale of '{name}': {scale:.3g}, of energies ({before:.3g}) and of forces "
+            f"({force:.3g} at 1 Å)"
+            if name in new
+            else f"Scale of '{name}': {scale:.3g}, as it was before"
         )
-        _store(scaler, name)
+        parts[name] = max(1.0 - (force / scale) ** 2, 0.0)
+    return parts
 
 
 def replace_zero_scales(scaler: Scaler, baseline: CompositionModel) -> None:
