@@ -111,6 +111,16 @@ def test_scales_beyond_energies(caplog, part, value, text):
         assert f"with a weight of {value * weight:.2g} in" in message and text in message
 
 
+def test_forces_of_several_processes():
+    """The sum of two alike overwrites what it is given; asked for twice, forces are the same."""
+    spread = LabelSpread(model_of())
+    spread.add({"energy": energies(torch.full((4, 3, 1), 2.0, dtype=torch.float64))})
+    processes = SimpleNamespace(sum=lambda x: x.mul_(2.0), device="cpu")
+    for _ in range(2):
+        assert spread.mean_square_forces(processes) == {"energy": 4.0}
+    assert spread.forces["energy"].tolist() == [12.0, 48.0]
+
+
 @pytest.mark.parametrize(
     "changes", [{"finetunes": True}, {"backbone": SimpleNamespace(energies=["energy"])}]
 )

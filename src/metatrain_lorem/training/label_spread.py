@@ -75,7 +75,8 @@ class LabelSpread:
         """
         means = {}
         for name, sums in self.forces.items():
-            count, squares = processes.sum(sums.to(processes.device)).tolist()
+            # a copy: the sum over the processes overwrites it, and there are two calls
+            count, squares = processes.sum(sums.to(processes.device, copy=True)).tolist()
             if count > 0:
                 means[name] = squares / count
         return means
