@@ -228,6 +228,8 @@ def test_shown_commands(accuracy, measured, tmp_path, monkeypatch):
     page, other = tmp_path / "accuracy.rst", tmp_path / "backbones.rst"
     for path in (page, other):
         path.write_text("Before\n\n.. begin of tables\n\nold\n\n.. end of tables\n\nAfter\n")
+    with page.open("a") as file:
+        file.write(".. begin of summary\n\nold\n\n.. end of summary\n")
     results = ["--results", str(tmp_path)]
     for command, script in ((training, accuracy.run), (reporting, accuracy.report)):
         program, path, *arguments = shlex.split(command)
@@ -240,8 +242,9 @@ def test_shown_commands(accuracy, measured, tmp_path, monkeypatch):
     assert measured == [0, 0]
     for path in (page, other):
         text = path.read_text()
-        assert text.startswith("Before\n\n..") and text.endswith(".. end of tables\n\nAfter\n")
+        assert text.startswith("Before\n\n..") and ".. end of tables\n\nAfter\n" in text
         assert "PET, long range" in text and "old" not in text
+    assert "best LOREM" in page.read_text().split("begin of summary")[1]
     assert (tmp_path / "accuracy-dimers-1.png").stat().st_size > 1000
 
 
@@ -414,9 +417,13 @@ def test_page_is_that_of_the_results(accuracy):
     groups = accuracy.report.read_results(FOLDER / "results")
     tables = accuracy.report.sections(FOLDER / "results")
     backbones = accuracy.report.backbone_table(groups)
-    for name, text in (("accuracy.rst", tables), ("backbones.rst", backbones)):
+    for name, text, what in (
+        ("accuracy.rst", accuracy.report.summary(groups), "summary"),
+        ("accuracy.rst", tables, "tables"),
+        ("backbones.rst", backbones, "tables"),
+    ):
         page = (ROOT / "docs" / "src" / name).read_text()
-        assert accuracy.report.with_tables(page, text) == page
+        assert accuracy.report.with_tables(page, text, what) == page
     for name, minutes in groups:
         assert (ROOT / "docs" / "images" / accuracy.report.picture_name(name, minutes)).is_file()
 
@@ -438,6 +445,32 @@ def test_table(accuracy, measured, tmp_path, monkeypatch):
     assert cells[1][:2] == ["lorem, equilibration", "**2.00** (0.500), 1.00–9.00"]
     assert cells[1][3] == "**2.00** (0.500), 1.00–9.00" and cells[1][-2:] == ["7", "3"]
     assert cells[2][:2] == ["PET", "3.00 (0.500)"] and cells[2][3] == "-"
+
+
+def test_summary(accuracy):
+    """Best by energies, medians over seeds, neither of models that weigh them more; where there are
+    others."""
+
+    def results(*errors: tuple[float, float]) -> list[dict]:
+        return [
+            {"tests": {"test": {"energy": {"rmse": energy}, "forces": {"rmse": forces}}}}
+            for energy, forces in errors
+        ]
+
+    group = {
+        "lorem-lr": results((4.0, 10.0)),
+        "lorem-both": results((1.0, 30.0), (9.0, 50.0), (2.0, 40.0)),
+        "lorem-last-both": results((0.5, 0.5)),
+        "pet-lorem-lr": results((3.0, 5.0)),
+        "pet-lr": results((6.0, 50.0)),
+        "lorem-jax": results((5.0, 500.0)),
+    }
+    alone = {"lorem-lr": group["lorem-lr"], "lorem-sr": group["lorem-lr"]}
+    text = accuracy.report.summary({("ag3", 1.0): group, ("ag3", 10.0): alone})
+    assert text.split("   * - ")[2:] == [
+        "Ag₃⁺ and Ag₃⁻: test\n     - 1\n     - 4.00; **10.0**\n     - **2.00**; 40.0 (both)\n"
+        "     - 5.00; 500 (lorem-jax)"
+    ]
 
 
 def test_table_of_backbones(accuracy, measured, tmp_path, monkeypatch):
@@ -477,14 +510,14 @@ def test_table_of_far_dimers(accuracy):
         for seed, far in enumerate((0.5, 1.25, 0.75))
     ]
     isolated = {**results[0], "boundaries": "isolated", "far": [77.0, 77.0]}
-    last = {**results[0], "then": "epochs 3", "far": [0.25, 2.5]}
-    text = accuracy.report.far_dimers([*results, isolated, last])
+    fitted = {**results[0], "then": "steps 3", "far": [0.25, 2.5]}
+    text = accuracy.report.far_dimers([*results, isolated, fitted])
     row = text.split("   * - polar, polar\n")[1].split("   * -")[0]
     cells = [line.removeprefix("     - ") for line in row.splitlines()]
     assert cells == ["lorem, charges", "0.750 (1.25)", "2.00 (2.00)", "3.00 (3.00)"] + [
         "4.00 (4.00)",
         "3",
     ]
-    assert "     - lorem, charges, trained on\n     - 0.250\n     - 2.50\n" in text
-    assert "after a second training (epochs 3). Median" in text
+    assert "     - lorem, charges, fitted\n     - 0.250\n     - 2.50\n" in text
+    assert "then all weights in double precision (steps 3). Median" in text
     assert "CACE-SOG" in text and "77" not in text

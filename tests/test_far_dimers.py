@@ -122,18 +122,24 @@ def test_trains_and_resumes(far_dimers, tmp_path, monkeypatch, capsys):
         epochs=1,
         batch_size=2,
         energy_weight=1.0,
-        energies_last=False,
+        least_squares=False,
     )
     far_dimers.train_all(arguments)
     (result,) = json.loads(far_dimers.RESULTS.read_text())
-    second = {"epochs": 2, "batch_size": 4, "energy_weight": 10.0}
-    monkeypatch.setattr(far_dimers, "ENERGIES_LAST", second)
-    arguments.energies_last = True
-    far_dimers.train_all(arguments)  # the first training once more, stored already
-    first, last = json.loads(far_dimers.RESULTS.read_text())
+    steps = {"steps": 2, "energy_weight": 10.0}
+    monkeypatch.setattr(far_dimers, "LEAST_SQUARES", steps)
+    arguments.least_squares = True
+    capsys.readouterr()
+    far_dimers.train_all(arguments)  # the training once more, stored already
+    lines = capsys.readouterr().out.splitlines()
+    squares = [float(line.split()[-1]) for line in lines if line.startswith("step ")]
+    first, fitted = json.loads(far_dimers.RESULTS.read_text())
     assert first == result and first["then"] == ""
-    assert last["then"] == "epochs 2, batch size 4, energy weight 10"
-    assert last["energies"] != first["energies"] and last["seconds"] >= 0
+    assert fitted["then"] == "least squares, steps 2, energy weight 10"
+    assert len(squares) == 3 and squares[2] < squares[1] < squares[0]
+    # per atom, of which a dimer has four
+    weighted = [10.0 * (x["near"][0] / 4) ** 2 + x["near"][1] ** 2 for x in (first, fitted)]
+    assert squares[::2] == pytest.approx(weighted, rel=1e-2)
     energies = np.array(result["energies"])
     assert len(energies) == 6 and result["boundaries"] == "isolated"
     assert result["far"][0] == pytest.approx(np.sqrt((energies[4:] ** 2).mean()), abs=0.01)

@@ -8,7 +8,8 @@
 ``train``: one model per class (charged, polar, apolar partners), trained on the frames of
 ``lode6_train.xyz`` (ten, below 12.3 Å) and evaluated, as an exported file, on these and on those of
 ``lode6_test.xyz`` (three, up to 15 Å); adds to ``results/far_dimers.json`` what is not there yet.
-With ``--energies-last`` each model is trained on, energies weighing more, and evaluated again.
+With ``--least-squares`` all weights of each model are then fitted in double precision, energies
+weighing more (``least_squares.py``), and it is evaluated again.
 
 ``labels``: whether the labels are of isolated dimers or of dimers in a periodic box, and of which
 length: the least misfit of fixed charges on the atoms, for which neither model nor training
@@ -28,8 +29,9 @@ import ase
 import ase.io
 import numpy as np
 import torch
+from least_squares import levenberg_marquardt
 from metatensor.torch import Labels, TensorBlock, TensorMap
-from metatomic.torch import System, systems_to_torch
+from metatomic.torch import NeighborListOptions, System, systems_to_torch
 from metatrain.utils.architectures import get_default_hypers
 from metatrain.utils.data import DatasetInfo, get_atomic_types, get_dataset
 from metatrain.utils.evaluate_model import evaluate_model
@@ -63,8 +65,8 @@ SIZE = {
 CLOSE = 4
 """Frames of training that fixed charges alone do not explain: partners less than 4.7 Å apart."""
 
-ENERGIES_LAST = {"epochs": 300, "batch_size": 10, "energy_weight": 1000.0}
-"""Of the second training: all frames in each step."""
+LEAST_SQUARES = {"steps": 40, "energy_weight": 1000.0}
+"""Of the fit after the training."""
 
 
 def read_frames(folder: Path, label: str, isolated: bool) -> tuple[list[ase.Atoms], int]:
@@ -115,8 +117,8 @@ def train(
     :param frames: to train on
     :param seed: of the weights
     :param arguments: of the command line
-    :return: whether energies had the last word, and the model after the last epoch, where the
-        learning rate is zero: of the first training, then of the second one if asked for
+    :return: whether fitted, and the model: after the last epoch, where the learning rate is zero,
+        then after the fit if asked for
     """
     hypers = get_default_hypers("lorem")
     model_hypers, training = copy.deepcopy(hypers["model"]), copy.deepcopy(hypers["training"])
@@ -149,15 +151,44 @@ def train(
         model = Lorem(model_hypers, info)
         torch.set_default_dtype(torch.float64)
         devices = [torch.device("cpu")]
-        for last in (False, True) if arguments.energies_last else (False,):
-            if last:
-                epochs, batch_size, loss["weight"] = ENERGIES_LAST.values()
-                training |= dict.fromkeys(
-                    ("num_epochs", "log_interval", "checkpoint_interval"), epochs
-                ) | {"batch_size": batch_size}
-            trainer = Trainer(copy.deepcopy(training))
-            trainer.train(model, torch.float32, devices, [dataset], [dataset], folder)
-            yield last, model
+        trainer = Trainer(training)
+        trainer.train(model, torch.float32, devices, [dataset], [dataset], folder)
+    yield False, model
+    if arguments.least_squares:
+        yield True, fitted(model, frames, **LEAST_SQUARES)
+
+
+def fitted(model: Lorem, frames: list[ase.Atoms], steps: int, energy_weight: float) -> Lorem:
+    """
+    :param model: trained
+    :param frames: of one number of atoms, with labels
+    :param steps: of the fit
+    :param energy_weight: of energies per atom beside forces
+    :return: the model in double precision, all its weights fitted to energies and forces
+    """
+    model = model.to(torch.float64).eval()
+    energies = [frame.info["energy"] for frame in frames]
+    forces = [torch.from_numpy(frame.arrays["forces"]) for frame in frames]
+    systems = with_neighbors(frames, get_requested_neighbor_lists(model))
+    targets = {"energy": model.dataset_info.targets["energy"]}
+    of_energy = 1e3 * (energy_weight / len(frames)) ** 0.5 / len(frames[0])
+    of_forces = 1e3 / (len(frames) * forces[0].numel()) ** 0.5
+
+    def residuals() -> Iterator[torch.Tensor]:
+        for system, energy, label in zip(systems, energies, forces, strict=True):
+            block = evaluate_model(model, [system], targets, is_training=True)["energy"].block()
+            slope = block.gradient("positions").values.squeeze(-1)
+            yield torch.cat(
+                [
+                    of_energy * (block.values.reshape(-1) - energy),
+                    of_forces * (slope + label).reshape(-1),
+                ]
+            )
+
+    for step, squares in enumerate(levenberg_marquardt(residuals, list(model.parameters()), steps)):
+        # 1 is an error of forces of 1 meV/Å
+        print(f"step {step}: sum of squares {squares:.4f}", flush=True)
+    return model
 
 
 def errors(model: Lorem, frames: list[ase.Atoms]) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -167,9 +198,7 @@ def errors(model: Lorem, frames: list[ase.Atoms]) -> tuple[np.ndarray, list[np.n
     :return: errors of energies in meV and of forces in meV/Å, those of each frame
     """
     exported = model.eval().export()
-    systems = [add_charge(s, f) for s, f in zip(systems_to_torch(frames), frames, strict=True)]
-    requested = get_requested_neighbor_lists(exported)
-    systems = [get_system_with_neighbor_lists(system, requested) for system in systems]
+    systems = with_neighbors(frames, get_requested_neighbor_lists(exported))
     targets = model.dataset_info.targets
     block = evaluate_model(exported, systems, targets, is_training=False)["energy"].block()
     energies = block.values.detach().squeeze(1).numpy()
@@ -180,6 +209,16 @@ def errors(model: Lorem, frames: list[ase.Atoms]) -> tuple[np.ndarray, list[np.n
         1e3 * (predicted - frame.arrays["forces"])
         for predicted, frame in zip(np.split(forces, sizes), frames, strict=True)
     ]
+
+
+def with_neighbors(frames: list[ase.Atoms], requested: list[NeighborListOptions]) -> list[System]:
+    """
+    :param frames: with total charges
+    :param requested: neighbour lists
+    :return: systems with both
+    """
+    systems = [add_charge(s, f) for s, f in zip(systems_to_torch(frames), frames, strict=True)]
+    return [get_system_with_neighbor_lists(system, requested) for system in systems]
 
 
 def add_charge(system: System, frame: ase.Atoms) -> System:
@@ -218,14 +257,14 @@ def train_all(arguments: argparse.Namespace) -> None:
                 "seed": seed,
             }
             keys = {False: key | {"then": ""}}
-            if arguments.energies_last:
-                keys[True] = key | {"then": described(ENERGIES_LAST)}
+            if arguments.least_squares:
+                keys[True] = key | {"then": f"least squares, {described(LEAST_SQUARES)}"}
             if all(stored(results, key) for key in keys.values()):
                 continue
             frames, num_near = read_frames(arguments.data, label, arguments.isolated)
             started = time.process_time()
-            for last, model in train(frames[:num_near], seed, arguments):
-                result = dict(keys[last])
+            for is_fitted, model in train(frames[:num_near], seed, arguments):
+                result = dict(keys[is_fitted])
                 result["seconds"] = round(time.process_time() - started)
                 energies, forces = errors(copy.deepcopy(model), frames)
                 for part, chosen in (
@@ -240,7 +279,7 @@ def train_all(arguments: argparse.Namespace) -> None:
                 result["energies"] = [round(error, 2) for error in energies.tolist()]
                 print(json.dumps(result), flush=True)
                 results = read_results()
-                if stored(results, keys[last]):
+                if stored(results, keys[is_fitted]):
                     continue
                 lines = ",\n".join(json.dumps(x) for x in [*results, result])
                 RESULTS.parent.mkdir(exist_ok=True)
@@ -426,9 +465,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--energy-weight", type=float, default=100.0)
     parser.add_argument(
-        "--energies-last",
+        "--least-squares",
         action="store_true",
-        help=f"train on: {described(ENERGIES_LAST)}",
+        help=f"then fit all weights: {described(LEAST_SQUARES)}",
     )
     arguments = parser.parse_args()
     if arguments.task != "table" and arguments.data is None:

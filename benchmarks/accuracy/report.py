@@ -1,8 +1,9 @@
 """Tables and pictures from ``results/``: ``python benchmarks/accuracy/report.py``.
 
-Writes the tables into ``docs/src/accuracy.rst``, between two comments there, a picture per set into
-``docs/images`` and one of its curves, one of errors against the number of training structures, and
-a table of models with and without a backbone into ``docs/src/backbones.rst``.
+Writes a summary and the tables into ``docs/src/accuracy.rst``, each between two comments there, a
+picture per set into ``docs/images`` and one of its curves, one of errors against the number of
+training structures, and a table of models with and without a backbone into
+``docs/src/backbones.rst``.
 """
 
 import argparse
@@ -14,10 +15,11 @@ import learning_curves
 import numpy as np
 from datasets import CURVES, DATASETS, load
 from models import SHOWN
+from summary import summary
+from tables import Group, cell, digits, list_table, read_results, smallest, values
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
-BEGIN, END = ".. begin of tables", ".. end of tables"
 UNITS = {"energy": "meV/atom", "forces": "meV/Å", "charges": "me", "dipoles": "me Å"}
 COLORS = {"lorem": "tab:blue", "pet": "tab:orange", "soap-bpnn": "tab:green", "mace": "tab:purple"}
 COLORS |= {
@@ -73,28 +75,6 @@ LINES |= {"both-after": (0, (1, 1)), "head": (0, (1, 4)), "head7": (0, (2, 4))}
 LINES |= {"lr-unaware": (0, (6, 3))}
 """Line of a model in pictures of curves."""
 
-Group = dict[str, list[dict]]
-
-
-def read_results(folder: Path) -> dict[tuple[str, float], Group]:
-    """(set, minutes) -> model -> results of all seeds, in the order of ``DATASETS`` and ``SHOWN``.
-    Not those of a share of the training structures.
-
-    :param folder: with a folder per set
-    """
-    found: dict[tuple[str, float], Group] = defaultdict(lambda: defaultdict(list))
-    for path in sorted(folder.glob("*/*.json")):
-        result = json.loads(path.read_text())
-        if result.get("share", 1.0) < 1.0:
-            continue
-        found[result["set"], result["minutes"]][result["model"]].append(result)
-    sets, names = list(DATASETS), list(SHOWN)
-    ordered = sorted(found, key=lambda key: (sets.index(key[0]), key[1]))
-    return {
-        key: {name: found[key][name] for name in sorted(found[key], key=names.index)}
-        for key in ordered
-    }
-
 
 def quantities(group: Group) -> list[tuple[str, str]]:
     """(test, quantity) of the columns: what any of the models predicts."""
@@ -105,52 +85,6 @@ def quantities(group: Group) -> list[tuple[str, str]]:
         for quantity in UNITS
         if any(quantity in result["tests"][test] for result in results)
     ]
-
-
-def values(results: list[dict], column: tuple[str, str], error: str) -> list[float]:
-    """An error for each seed; empty if the model does not predict the quantity."""
-    test, quantity = column
-    tests = [result["tests"][test] for result in results]
-    return [x[quantity][error] for x in tests if quantity in x]
-
-
-def digits(number: float) -> str:
-    """Three significant ones."""
-    return f"{number:.0f}" if number >= 100 else f"{number:#.3g}"
-
-
-def cell(
-    results: list[dict], column: tuple[str, str], best: float | None, with_mae: bool = True
-) -> str:
-    """Median of RMSE and MAE over the seeds, and the range of the RMSE."""
-    rmse = values(results, column, "rmse")
-    if not rmse:
-        return ""
-    median = float(np.median(rmse))
-    text = digits(median)
-    if median == best:
-        text = f"**{text}**"
-    if with_mae:
-        text += f" ({digits(float(np.median(values(results, column, 'mae'))))})"
-    return text if len(rmse) == 1 else f"{text}, {digits(min(rmse))}–{digits(max(rmse))}"
-
-
-def smallest(group: Group, column: tuple[str, str]) -> float:
-    """Of the medians of the RMSE of all models, whose losses have the same weights."""
-    errors = [
-        values(results, column, "rmse")
-        for model, results in group.items()
-        if not model.startswith(("lorem-last-", "lorem-forces-"))
-    ]
-    return min((float(np.median(rmse)) for rmse in errors if rmse), default=float("nan"))
-
-
-def list_table(rows: list[list[str]]) -> str:
-    """reStructuredText of a table whose first row is its header."""
-    lines = [".. list-table::", "   :header-rows: 1", ""]
-    for row in rows:
-        lines += [f"   {'*' if i == 0 else ' '} - {x}".rstrip() for i, x in enumerate(row)]
-    return "\n".join(lines)
 
 
 def table(group: Group) -> str:
@@ -309,7 +243,7 @@ def far_dimers(results: list[dict]) -> str:
     groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for result in results:
         if result["boundaries"] == "periodic":
-            model = f"lorem, {result['model']}{', trained on' * bool(result['then'])}"
+            model = f"lorem, {result['model']}{', fitted' * bool(result['then'])}"
             groups[result["class"], model].append(result)
     heads = ["partners", "model", "far: energy, meV", "far: forces, meV/Å"]
     rows = [[*heads, "all: energy", "all: forces", "seeds"]]
@@ -323,20 +257,17 @@ def far_dimers(results: list[dict]) -> str:
             rows.append([description, model, *errors, str(len(group))])
         for (_, model), errors in ((k, x) for k, x in PUBLISHED.items() if k[0] == label):
             rows.append([description, model, "", "", *(f"{x:g}" for x in errors), "1"])
-    lines = [".. list-table::", "   :header-rows: 1", ""]
-    for row in rows:
-        lines += [f"   {'*' if i == 0 else ' '} - {x}".rstrip() for i, x in enumerate(row)]
     settings = [(r["epochs"], r["batch_size"], r["energy_weight"]) for r in results]
     (epochs, batch, weight) = max(set(settings), key=settings.count)
     title = "Dimers of the BioFragment database, beyond the distances of training"
     then = "; ".join(sorted({r["then"] for r in results if r["then"]}))
     text = (
         f"DFT, ten frames of each pair below 12.3 Å for training, three up to 15 Å (*far*), one "
-        f"model per class. {epochs} epochs, batches of {batch}, energy weight {weight:g}; *trained "
-        f"on*: the same models after a second training ({then}). Median over seeds, the worst one "
-        "in parentheses. Published errors are over all thirteen frames."
+        f"model per class. {epochs} epochs, batches of {batch}, energy weight {weight:g}; "
+        f"*fitted*: then all weights in double precision ({then}). Median over seeds, the worst "
+        "one in parentheses. Published errors are over all thirteen frames."
     )
-    return "\n\n".join([f"{title}\n{'-' * len(title)}", text, "\n".join(lines)])
+    return "\n\n".join([f"{title}\n{'-' * len(title)}", text, list_table(rows)])
 
 
 def sections(results: Path) -> str:
@@ -449,10 +380,11 @@ def draw_curves(name: str, group: Group, path: Path) -> None:
     plt.close(figure)
 
 
-def with_tables(page: str, tables: str) -> str:
-    """The page with other tables between its two comments."""
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.split(END)[1]}"
+def with_tables(page: str, tables: str, what: str = "tables") -> str:
+    """The page with other tables between two comments."""
+    begin, end = f".. begin of {what}", f".. end of {what}"
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n\n{tables}\n\n{end}{rest.split(end)[1]}"
 
 
 def main() -> None:
@@ -470,9 +402,12 @@ def main() -> None:
             draw_curves(name, curves, picture)
     if learning := learning_curves.read_results(arguments.results):
         learning_curves.draw(learning, style, arguments.images / learning_curves.PICTURE)
-    tables = sections(arguments.results)
-    for page, text in ((arguments.page, tables), (arguments.backbones, backbone_table(groups))):
-        page.write_text(with_tables(page.read_text(), text))
+    for page, text, what in (
+        (arguments.page, summary(groups), "summary"),
+        (arguments.page, sections(arguments.results), "tables"),
+        (arguments.backbones, backbone_table(groups), "tables"),
+    ):
+        page.write_text(with_tables(page.read_text(), text, what))
 
 
 if __name__ == "__main__":
