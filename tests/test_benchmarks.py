@@ -254,6 +254,7 @@ def test_variations_of_hypers(benchmarks):
     assert len(found) == len(variations)
 
 
+@pytest.mark.slow
 def test_gpu_in_one_command(tmp_path):
     """Here on the CPU. An item that is there is not measured again."""
     done = tmp_path / "items" / "coulomb-torch-pme-64.json"
