@@ -34,7 +34,7 @@ def accuracy(monkeypatch):
     names = ("datasets", "models", "learning_curves", "run", "report", "lorem_jax")
     modules = {name: importlib.import_module(name) for name in names}
     yield SimpleNamespace(**modules)
-    for name in (*names, "errors"):
+    for name in (*names, "errors", "summary", "result_tables"):
         del sys.modules[name]
 
 

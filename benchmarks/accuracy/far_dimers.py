@@ -9,7 +9,7 @@
 ``lode6_train.xyz`` (ten, below 12.3 Å) and evaluated, as an exported file, on these and on those of
 ``lode6_test.xyz`` (three, up to 15 Å); adds to ``results/far_dimers.json`` what is not there yet.
 With ``--least-squares`` all weights of each model are then fitted in double precision, energies
-weighing more (``least_squares.py``), and it is evaluated again.
+weighing more (``fit_weights.py``), and it is evaluated again.
 
 ``labels``: whether the labels are of isolated dimers or of dimers in a periodic box, and of which
 length: the least misfit of fixed charges on the atoms, for which neither model nor training
@@ -29,7 +29,7 @@ import ase
 import ase.io
 import numpy as np
 import torch
-from least_squares import levenberg_marquardt
+from fit_weights import levenberg_marquardt
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from metatomic.torch import NeighborListOptions, System, systems_to_torch
 from metatrain.utils.architectures import get_default_hypers
@@ -160,7 +160,10 @@ def train(
 
 def fitted(model: Lorem, frames: list[ase.Atoms], steps: int, energy_weight: float) -> Lorem:
     """
-    :param model: trained
+    The sum of squares is ``energy_weight`` times the mean square error of the energies per atom in
+    meV², and that of the components of the forces in (meV/Å)².
+
+    :param model: trained; changed in place
     :param frames: of one number of atoms, with labels
     :param steps: of the fit
     :param energy_weight: of energies per atom beside forces
@@ -171,6 +174,7 @@ def fitted(model: Lorem, frames: list[ase.Atoms], steps: int, energy_weight: flo
     forces = [torch.from_numpy(frame.arrays["forces"]) for frame in frames]
     systems = with_neighbors(frames, get_requested_neighbor_lists(model))
     targets = {"energy": model.dataset_info.targets["energy"]}
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
     of_energy = 1e3 * (energy_weight / len(frames)) ** 0.5 / len(frames[0])
     of_forces = 1e3 / (len(frames) * forces[0].numel()) ** 0.5
 
@@ -185,8 +189,7 @@ def fitted(model: Lorem, frames: list[ase.Atoms], steps: int, energy_weight: flo
                 ]
             )
 
-    for step, squares in enumerate(levenberg_marquardt(residuals, list(model.parameters()), steps)):
-        # 1 is an error of forces of 1 meV/Å
+    for step, squares in enumerate(levenberg_marquardt(residuals, weights, steps)):
         print(f"step {step}: sum of squares {squares:.4f}", flush=True)
     return model
 

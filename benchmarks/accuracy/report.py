@@ -16,7 +16,7 @@ import numpy as np
 from datasets import CURVES, DATASETS, load
 from models import SHOWN
 from summary import summary
-from tables import Group, cell, digits, list_table, read_results, smallest, values
+from result_tables import Group, cell, digits, list_table, read_results, smallest, values
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"

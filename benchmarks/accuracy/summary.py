@@ -3,7 +3,7 @@
 import numpy as np
 from datasets import DATASETS
 from models import SHOWN
-from tables import Group, digits, list_table, same_loss, values
+from result_tables import Group, digits, list_table, same_loss, values
 
 FIRST = "lorem-lr"
 """Shown on every set, best or not."""

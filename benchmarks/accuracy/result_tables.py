@@ -60,7 +60,7 @@ def cell(
 
 
 def same_loss(model: str) -> bool:
-    """Whether energies keep their weight, as those of the peers do."""
+    """Whether the weight of energies is the same in all epochs, as it is for the peers."""
     return not model.startswith(("lorem-last-", "lorem-forces-"))
 
 

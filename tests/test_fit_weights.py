@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture
 def fit(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module("least_squares").levenberg_marquardt
+    return importlib.import_module("fit_weights").levenberg_marquardt
 
 
 def test_equals_scipy(fit):
@@ -64,3 +64,25 @@ def test_stops_where_no_step_helps(fit):
     x = torch.tensor([0.0], dtype=torch.float64, requires_grad=True)
     assert list(fit(lambda: iter([1.0 + torch.where(x >= 0.0, x, -x)]), [x], 5)) == [1.0]
     assert x.item() == 0.0
+
+
+def rosenbrock(x: torch.Tensor) -> torch.Tensor:
+    """Along a bent valley: first steps lead up its sides."""
+    return torch.stack([10.0 * (x[1] - x[0] ** 2), 1.0 - x[0]])
+
+
+def test_damping_adapts(fit):
+    """Steps that lead up are refused, and the last ones are those of Gauss and Newton."""
+    for unit in (1.0, 1e3):
+        x = torch.tensor([-1.2, 1.0], dtype=torch.float64, requires_grad=True)
+        squares = list(fit(lambda x=x, unit=unit: iter([unit * rosenbrock(x)]), [x], 40, 1e-8))
+        assert len(squares) < 25 and squares[-1] == 0.0
+        np.testing.assert_allclose(x.detach().numpy(), 1.0, atol=1e-12)
+
+
+def test_singular_and_not_a_number(fit):
+    """No slope at all is a place where no step helps; what is not a number is an error."""
+    x = torch.tensor([0.0], dtype=torch.float64, requires_grad=True)
+    assert list(fit(lambda: iter([1.0 + x**2]), [x], 5)) == [1.0] and x.item() == 0.0
+    with pytest.raises(FloatingPointError, match="the sum of squares is nan"):
+        list(fit(lambda: iter([x / 0.0]), [x], 5))
