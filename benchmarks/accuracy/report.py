@@ -15,8 +15,8 @@ import learning_curves
 import numpy as np
 from datasets import CURVES, DATASETS, load
 from models import SHOWN
-from summary import summary
 from result_tables import Group, cell, digits, list_table, read_results, smallest, values
+from summary import summary
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
