@@ -228,8 +228,8 @@ def test_shown_commands(accuracy, measured, tmp_path, monkeypatch):
     page, other = tmp_path / "accuracy.rst", tmp_path / "backbones.rst"
     for path in (page, other):
         path.write_text("Before\n\n.. begin of tables\n\nold\n\n.. end of tables\n\nAfter\n")
-    with page.open("a") as file:
-        file.write(".. begin of summary\n\nold\n\n.. end of summary\n")
+    summary = "Before\n\n.. begin of summary\n\nold\n\n.. end of summary\n\n"
+    page.write_text(page.read_text().replace("Before\n\n", summary))
     results = ["--results", str(tmp_path)]
     for command, script in ((training, accuracy.run), (reporting, accuracy.report)):
         program, path, *arguments = shlex.split(command)
@@ -242,9 +242,9 @@ def test_shown_commands(accuracy, measured, tmp_path, monkeypatch):
     assert measured == [0, 0]
     for path in (page, other):
         text = path.read_text()
-        assert text.startswith("Before\n\n..") and ".. end of tables\n\nAfter\n" in text
+        assert text.startswith("Before\n\n..") and text.endswith(".. end of tables\n\nAfter\n")
         assert "PET, long range" in text and "old" not in text
-    assert "best LOREM" in page.read_text().split("begin of summary")[1]
+    assert "best LOREM" in page.read_text().split("end of summary")[0]
     assert (tmp_path / "accuracy-dimers-1.png").stat().st_size > 1000
 
 
