@@ -462,14 +462,18 @@ def test_summary(accuracy):
         "lorem-both": results((1.0, 30.0), (9.0, 50.0), (2.0, 40.0)),
         "lorem-last-both": results((0.5, 0.5)),
         "pet-lorem-lr": results((3.0, 5.0)),
+        "pet": results((6.0, 10.04)),
         "pet-lr": results((6.0, 50.0)),
         "lorem-jax": results((5.0, 500.0)),
     }
     alone = {"lorem-lr": group["lorem-lr"], "lorem-sr": group["lorem-lr"]}
-    text = accuracy.report.summary({("ag3", 1.0): group, ("ag3", 10.0): alone})
-    assert text.split("   * - ")[2:] == [
+    without = {"lorem-lr": group["lorem-lr"], "pet": group["pet"]}
+    sets = {("ag3", 1.0): group, ("ag3", 10.0): alone, ("carbon-chain", 1.0): without}
+    assert accuracy.report.summary(sets).split("   * - ")[2:] == [
         "Ag₃⁺ and Ag₃⁻: test\n     - 1\n     - 4.00; **10.0**\n     - **2.00**; 40.0 (both)\n"
-        "     - 5.00; 500 (lorem-jax)"
+        "     - 6.00; **10.0** (PET)\n     - 5.00; 500\n",
+        "C₁₀H₂ and C₁₀H₃⁺: test\n     - 1\n     - **4.00**; **10.0**\n"
+        "     - **4.00**; **10.0** (long range)\n     - 6.00; **10.0** (PET)\n     -",
     ]
 
 
@@ -506,11 +510,11 @@ def test_table_of_far_dimers(accuracy):
     results = [
         {"class": "PP", "model": "charges", "boundaries": "periodic", "seed": seed, "epochs": 9}
         | {"batch_size": 1, "energy_weight": 1.0, "far": [far, 2.0], "all": [3.0, 4.0]}
-        | {"then": ""}
+        | {"fit_steps": 0}
         for seed, far in enumerate((0.5, 1.25, 0.75))
     ]
     isolated = {**results[0], "boundaries": "isolated", "far": [77.0, 77.0]}
-    fitted = {**results[0], "then": "steps 3", "far": [0.25, 2.5]}
+    fitted = {**results[0], "fit_steps": 3, "far": [0.25, 2.5]}
     text = accuracy.report.far_dimers([*results, isolated, fitted])
     row = text.split("   * - polar, polar\n")[1].split("   * -")[0]
     cells = [line.removeprefix("     - ") for line in row.splitlines()]
@@ -518,6 +522,6 @@ def test_table_of_far_dimers(accuracy):
         "4.00 (4.00)",
         "3",
     ]
-    assert "     - lorem, charges, fitted\n     - 0.250\n     - 2.50\n" in text
-    assert "then all weights in double precision (steps 3). Median" in text
+    assert "     - lorem, charges, fitted in 3 steps\n     - 0.250\n     - 2.50\n" in text
+    assert "double precision, energy weight 1000. Median" in text
     assert "CACE-SOG" in text and "77" not in text

@@ -122,20 +122,19 @@ def test_trains_and_resumes(far_dimers, tmp_path, monkeypatch, capsys):
         epochs=1,
         batch_size=2,
         energy_weight=1.0,
-        least_squares=False,
+        fit_steps=0,
     )
     far_dimers.train_all(arguments)
     (result,) = json.loads(far_dimers.RESULTS.read_text())
-    steps = {"steps": 2, "energy_weight": 10.0}
-    monkeypatch.setattr(far_dimers, "LEAST_SQUARES", steps)
-    arguments.least_squares = True
+    monkeypatch.setattr(far_dimers, "FIT_ENERGY_WEIGHT", 10.0)
+    arguments.fit_steps = 2
     capsys.readouterr()
     far_dimers.train_all(arguments)  # the training once more, stored already
     lines = capsys.readouterr().out.splitlines()
     squares = [float(line.split()[-1]) for line in lines if line.startswith("step ")]
     first, fitted = json.loads(far_dimers.RESULTS.read_text())
-    assert first == result and first["then"] == ""
-    assert fitted["then"] == "least squares, steps 2, energy weight 10"
+    assert first == result and first["fit_steps"] == 0
+    assert fitted["fit_steps"] == 2
     assert len(squares) == 3 and squares[2] < squares[1] < squares[0]
     # per atom, of which a dimer has four
     weighted = [10.0 * (x["near"][0] / 4) ** 2 + x["near"][1] ** 2 for x in (first, fitted)]

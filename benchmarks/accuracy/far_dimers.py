@@ -8,7 +8,7 @@
 ``train``: one model per class (charged, polar, apolar partners), trained on the frames of
 ``lode6_train.xyz`` (ten, below 12.3 Å) and evaluated, as an exported file, on these and on those of
 ``lode6_test.xyz`` (three, up to 15 Å); adds to ``results/far_dimers.json`` what is not there yet.
-With ``--least-squares`` all weights of each model are then fitted in double precision, energies
+With ``--fit-steps`` all weights of each model are then fitted in double precision, energies
 weighing more (``fit_weights.py``), and it is evaluated again.
 
 ``labels``: whether the labels are of isolated dimers or of dimers in a periodic box, and of which
@@ -65,8 +65,8 @@ SIZE = {
 CLOSE = 4
 """Frames of training that fixed charges alone do not explain: partners less than 4.7 Å apart."""
 
-LEAST_SQUARES = {"steps": 40, "energy_weight": 1000.0}
-"""Of the fit after the training."""
+FIT_ENERGY_WEIGHT = 1000.0
+"""Of energies per atom beside forces, in the fit after the training."""
 
 
 def read_frames(folder: Path, label: str, isolated: bool) -> tuple[list[ase.Atoms], int]:
@@ -154,19 +154,18 @@ def train(
         trainer = Trainer(training)
         trainer.train(model, torch.float32, devices, [dataset], [dataset], folder)
     yield False, model
-    if arguments.least_squares:
-        yield True, fitted(model, frames, **LEAST_SQUARES)
+    if arguments.fit_steps:
+        yield True, fitted(model, frames, arguments.fit_steps)
 
 
-def fitted(model: Lorem, frames: list[ase.Atoms], steps: int, energy_weight: float) -> Lorem:
+def fitted(model: Lorem, frames: list[ase.Atoms], steps: int) -> Lorem:
     """
-    The sum of squares is ``energy_weight`` times the mean square error of the energies per atom in
-    meV², and that of the components of the forces in (meV/Å)².
+    The sum of squares is ``FIT_ENERGY_WEIGHT`` times the mean square error of the energies per atom
+    in meV², and that of the components of the forces in (meV/Å)².
 
     :param model: trained; changed in place
     :param frames: of one number of atoms, with labels
     :param steps: of the fit
-    :param energy_weight: of energies per atom beside forces
     :return: the model in double precision, all its weights fitted to energies and forces
     """
     model = model.to(torch.float64).eval()
@@ -175,7 +174,7 @@ def fitted(model: Lorem, frames: list[ase.Atoms], steps: int, energy_weight: flo
     systems = with_neighbors(frames, get_requested_neighbor_lists(model))
     targets = {"energy": model.dataset_info.targets["energy"]}
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    of_energy = 1e3 * (energy_weight / len(frames)) ** 0.5 / len(frames[0])
+    of_energy = 1e3 * (FIT_ENERGY_WEIGHT / len(frames)) ** 0.5 / len(frames[0])
     of_forces = 1e3 / (len(frames) * forces[0].numel()) ** 0.5
 
     def residuals() -> Iterator[torch.Tensor]:
@@ -259,9 +258,9 @@ def train_all(arguments: argparse.Namespace) -> None:
                 "energy_weight": arguments.energy_weight,
                 "seed": seed,
             }
-            keys = {False: key | {"then": ""}}
-            if arguments.least_squares:
-                keys[True] = key | {"then": f"least squares, {described(LEAST_SQUARES)}"}
+            keys = {False: key | {"fit_steps": 0}}
+            if arguments.fit_steps:
+                keys[True] = key | {"fit_steps": arguments.fit_steps}
             if all(stored(results, key) for key in keys.values()):
                 continue
             frames, num_near = read_frames(arguments.data, label, arguments.isolated)
@@ -289,10 +288,6 @@ def train_all(arguments: argparse.Namespace) -> None:
                 RESULTS.write_text(f"[\n{lines}\n]\n")
 
 
-def described(training: dict) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in training.items())
-
-
 def stored(results: list[dict], key: dict) -> bool:
     return any(key.items() <= result.items() for result in results)
 
@@ -309,9 +304,9 @@ def print_table(arguments: argparse.Namespace) -> None:
     groups: dict[tuple, list[dict]] = {}
     for result in read_results():
         names = ("class", "boundaries", "model", "epochs", "batch_size", "energy_weight")
-        names += ("then",)
+        names += ("fit_steps",)
         groups.setdefault(tuple(result[name] for name in names), []).append(result)
-    print("class boundaries model epochs batch_size energy_weight then seeds")
+    print("class boundaries model epochs batch_size energy_weight fit_steps seeds")
     print("    far, median (worst): energy meV, forces meV/Å; all frames, median: the same")
     for key, group in sorted(groups.items()):
         far, every = (np.array([x[part] for x in group]) for part in ("far", "all"))
@@ -468,9 +463,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--energy-weight", type=float, default=100.0)
     parser.add_argument(
-        "--least-squares",
-        action="store_true",
-        help=f"then fit all weights: {described(LEAST_SQUARES)}",
+        "--fit-steps",
+        type=int,
+        default=0,
+        help=f"then fit all weights, energies weighing {FIT_ENERGY_WEIGHT:g} times as much",
     )
     arguments = parser.parse_args()
     if arguments.task != "table" and arguments.data is None:

@@ -1,4 +1,7 @@
-"""One row per test: LOREM with its long range, the best of LOREM, the best of the others."""
+"""One row per test: LOREM with its long range, the best of LOREM, of the other architectures of
+metatrain, and lorem-jax."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from datasets import DATASETS
@@ -7,11 +10,8 @@ from result_tables import Group, digits, list_table, same_loss, values
 
 FIRST = "lorem-lr"
 """Shown on every set, best or not."""
-
-
-def is_other(name: str) -> bool:
-    """Whether a model has no part of this package; ``lorem-jax`` has none."""
-    return "lorem" not in name or name == "lorem-jax"
+REFERENCE = "lorem-jax"
+"""Shown where it was trained."""
 
 
 def medians(results: list[dict], test: str) -> tuple[float, ...]:
@@ -28,27 +28,28 @@ def summary(groups: dict[tuple[str, float], Group]) -> str:
     :param groups: (set, minutes) -> model -> results of all seeds
     """
     heads = ["energy, meV/atom; forces, meV/Å", "minutes", SHOWN[FIRST].label]
-    rows = [[*heads, "best LOREM", "best of the others"]]
+    rows = [[*heads, "best LOREM", "best other architecture", SHOWN[REFERENCE].label]]
     for (name, minutes), group in groups.items():
         for test in DATASETS[name].tests:
             errors = {model: medians(x, test) for model, x in group.items() if same_loss(model)}
-            others = [model for model in errors if is_other(model)]
+            others = [model for model in errors if "lorem" not in model]
             if FIRST not in errors or not others:
                 continue
-            ours = [model for model in errors if not is_other(model)]
-            shown = [FIRST, *(min(models, key=errors.get) for models in (ours, others))]
-            best = [min(column) for column in zip(*(errors[x] for x in shown), strict=True)]
-            cells = []
-            for model in shown:
-                pair = zip(errors[model], best, strict=True)
-                marks = ["**" if error == smallest else "" for error, smallest in pair]
-                cells.append(
-                    "; ".join(
-                        f"{mark}{digits(error)}{mark}"
-                        for mark, error in zip(marks, errors[model], strict=True)
-                    )
-                )
-            names = ["", *(f" ({SHOWN[x].label.removeprefix('lorem, ')})" for x in shown[1:])]
-            label = f"{DATASETS[name].label}: {test}"
-            rows.append([label, f"{minutes:g}", *map("".join, zip(cells, names, strict=True))])
+            ours = [model for model in errors if model not in (*others, REFERENCE)]
+            chosen = [min(models, key=errors.get) for models in (ours, others)]
+            shown = [FIRST, *chosen, *({REFERENCE} & errors.keys())]
+            smallest = np.min([errors[model] for model in shown], axis=0)
+            cells = [pair(errors[model], smallest) for model in shown]
+            for i, model in enumerate(chosen, 1):
+                cells[i] += f" ({SHOWN[model].label.removeprefix('lorem, ')})"
+            cells += [""] * (len(rows[0]) - 2 - len(cells))
+            rows.append([f"{DATASETS[name].label}: {test}", f"{minutes:g}", *cells])
     return list_table(rows)
+
+
+def pair(errors: Sequence[float], smallest: Sequence[float]) -> str:
+    """Of energies and forces; bold what is the smallest in the digits that are shown."""
+    texts = [digits(error) for error in errors]
+    best = [digits(error) for error in smallest]
+    marked = [f"**{x}**" if x == y else x for x, y in zip(texts, best, strict=True)]
+    return "; ".join(marked)
