@@ -186,8 +186,15 @@ def test_other_forms(lorem, tmp_path, name, form):
         check_derivatives(model, energies, lorem.frames[boundary], lorem)
 
 
-@pytest.mark.parametrize("form", ["eager", "exported"])
-@pytest.mark.parametrize("name", ["long range", "message passing", "dispersion"])
+@pytest.mark.parametrize(
+    "name, form",
+    [
+        *((name, "eager") for name in ("long range", "message passing", "dispersion")),
+        ("long range", "exported"),
+        pytest.param("message passing", "exported", marks=pytest.mark.slow),
+        pytest.param("dispersion", "exported", marks=pytest.mark.slow),
+    ],
+)
 def test_mesh(lorem, tmp_path, name, form):
     model = lorem.new_model(**MODELS[name])
     frames = [lorem.frames["bulk"], lorem.frames["slab"]]
@@ -215,7 +222,10 @@ def test_charges_eager(lorem, name, boundary):
     check_derivatives(model, in_form(model, "eager", None), charged(lorem.frames[boundary]), lorem)
 
 
-@pytest.mark.parametrize("name", ["dense", "iterative", "iterative, celli", BACKBONE])
+@pytest.mark.parametrize(
+    "name",
+    ["dense", "iterative", pytest.param("iterative, celli", marks=pytest.mark.slow), BACKBONE],
+)
 def test_charges_exported(lorem, tmp_path, name):
     model = lorem.new_model(**CHARGES[name])
     energies = in_form(model, "exported", tmp_path)

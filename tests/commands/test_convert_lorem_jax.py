@@ -147,7 +147,10 @@ def test_missing_file(name, checkpoint, tmp_path):
         convert(checkpoint, tmp_path / "model.ckpt")
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(
+    "setting",
+    [pytest.param(x, marks=pytest.mark.slow) if x == "message_passing" else x for x in SETTINGS],
+)
 def test_every_weight_counts(setting, tmp_path):
     """A missing one is named, whichever it is, so every weight has one place."""
     for path in read_parameters(GOLDEN / setting / "model" / "model.msgpack"):

@@ -312,7 +312,13 @@ def test_missing_model_is_an_error(test_set, tmp_path):
         main(["report", str(tmp_path / "nothing.pt"), str(test_set)])
 
 
-@pytest.mark.parametrize("kind", [{"cartesian": {"rank": 1}}, {"spherical": {"irreps": [(1, 1)]}}])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"cartesian": {"rank": 1}},
+        pytest.param({"spherical": {"irreps": [(1, 1)]}}, marks=pytest.mark.slow),
+    ],
+)
 def test_dipoles_of_a_model_in_debye(lorem, tmp_path, kind):
     section = {"quantity": "dipole", "unit": "debye", "type": kind, "num_subtargets": 1}
     if "spherical" in kind:

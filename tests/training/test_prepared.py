@@ -70,8 +70,15 @@ PART = 100_000
 ALL = 10**9
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("rotate", [False, True])
+@pytest.mark.parametrize(
+    "rotate, dtype",
+    [
+        (False, torch.float64),
+        (True, torch.float32),
+        pytest.param(False, torch.float32, marks=pytest.mark.slow),
+        pytest.param(True, torch.float64, marks=pytest.mark.slow),
+    ],
+)
 def test_same_bits_whether_kept_or_made_anew(run, rotate, dtype):
     expected = run(ALL, dtype=dtype, rotational_augmentation=rotate)
     for limit, num_workers in [(PART, 0), (0, 0), (ALL, 2)]:
