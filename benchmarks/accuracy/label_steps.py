@@ -4,7 +4,7 @@
 
 GFN2-xTB's dispersion weighs reference systems of an element by its coordination number, and near
 some numbers these weights change places: in these clusters the energy then rises or falls by
-some 0.02 eV within 0.05 Å, with forces of 0.5 eV/Å that come and go. Forces of the label method
+some 0.03 eV within 0.05 Å, with forces of 0.5 eV/Å that come and go. Forces of the label method
 (needs ``tblite``) at slightly displaced atoms tell where, whatever a model says.
 """
 
