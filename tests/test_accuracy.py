@@ -244,7 +244,7 @@ def test_shown_commands(accuracy, measured, tmp_path, monkeypatch):
         text = path.read_text()
         assert text.startswith("Before\n\n..") and text.endswith(".. end of tables\n\nAfter\n")
         assert "PET, long range" in text and "old" not in text
-    assert "best LOREM" in page.read_text().split("end of summary")[0]
+    assert "best of this package" in page.read_text().split("end of summary")[0]
     assert (tmp_path / "accuracy-dimers-1.png").stat().st_size > 1000
 
 
@@ -468,12 +468,22 @@ def test_summary(accuracy):
     }
     alone = {"lorem-lr": group["lorem-lr"], "lorem-sr": group["lorem-lr"]}
     without = {"lorem-lr": group["lorem-lr"], "pet": group["pet"]}
+    best = {"lorem-jax": results((3.0, 2.0)), **without}
+    for x in (y for model in best.values() for y in model):
+        x["tests"] |= {"near": x["tests"]["test"], "far": x["tests"]["test"]}
     sets = {("ag3", 1.0): group, ("ag3", 10.0): alone, ("carbon-chain", 1.0): without}
+    sets["sn2", 1.0] = best
     assert accuracy.report.summary(sets).split("   * - ")[2:] == [
         "Ag₃⁺ and Ag₃⁻: test\n     - 1\n     - 4.00; **10.0**\n     - **2.00**; 40.0 (both)\n"
         "     - 6.00; **10.0** (PET)\n     - 5.00; 500\n",
         "C₁₀H₂ and C₁₀H₃⁺: test\n     - 1\n     - **4.00**; **10.0**\n"
-        "     - **4.00**; **10.0** (long range)\n     - 6.00; **10.0** (PET)\n     -",
+        "     - **4.00**; **10.0** (long range)\n     - 6.00; **10.0** (PET)\n     -\n",
+        *(
+            f"Cl⁻ + CH₃Br → CH₃Cl + Br⁻: {test}\n     - 1\n     - 4.00; 10.0\n"
+            "     - 4.00; 10.0 (long range)\n     - 6.00; 10.0 (PET)\n"
+            f"     - **3.00**; **2.00**{end}"
+            for test, end in (("near", "\n"), ("far", ""))
+        ),
     ]
 
 
@@ -514,8 +524,10 @@ def test_table_of_far_dimers(accuracy):
         for seed, far in enumerate((0.5, 1.25, 0.75))
     ]
     isolated = {**results[0], "boundaries": "isolated", "far": [77.0, 77.0]}
-    fitted = {**results[0], "fit_steps": 3, "far": [0.25, 2.5]}
-    text = accuracy.report.far_dimers([*results, isolated, fitted])
+    fitted = {**results[0], "fit_steps": 3, "fit_energy_weight": 7.0, "far": [0.25, 2.5]}
+    others = [{**results[0], name: 5, "far": [77.0, 77.0]} for name in ("epochs", "batch_size")]
+    others.append({**results[0], "energy_weight": 5.0, "far": [77.0, 77.0]})
+    text = accuracy.report.far_dimers([*others, *results, isolated, fitted])
     row = text.split("   * - polar, polar\n")[1].split("   * -")[0]
     cells = [line.removeprefix("     - ") for line in row.splitlines()]
     assert cells == ["lorem, charges", "0.750 (1.25)", "2.00 (2.00)", "3.00 (3.00)"] + [
@@ -523,5 +535,9 @@ def test_table_of_far_dimers(accuracy):
         "3",
     ]
     assert "     - lorem, charges, fitted in 3 steps\n     - 0.250\n     - 2.50\n" in text
-    assert "double precision, energy weight 1000. Median" in text
-    assert "CACE-SOG" in text and "77" not in text
+    assert "9 epochs, batches of 1, energy weight 1; " in text
+    assert "double precision, energy weight 7. Median" in text and "77" not in text
+    # as published, over all frames
+    for row in ("polar\n     - CACE-SOG", "apolar\n     - CACE-LES"):
+        assert row in text
+    assert "CACE-SOG\n     -\n     -\n     - 1.46\n     - 4.26\n     - 1\n" in text

@@ -191,8 +191,8 @@ def test_other_forms(lorem, tmp_path, name, form):
     [
         *((name, "eager") for name in ("long range", "message passing", "dispersion")),
         ("long range", "exported"),
+        ("dispersion", "exported"),
         pytest.param("message passing", "exported", marks=pytest.mark.slow),
-        pytest.param("dispersion", "exported", marks=pytest.mark.slow),
     ],
 )
 def test_mesh(lorem, tmp_path, name, form):

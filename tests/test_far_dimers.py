@@ -134,7 +134,7 @@ def test_trains_and_resumes(far_dimers, tmp_path, monkeypatch, capsys):
     squares = [float(line.split()[-1]) for line in lines if line.startswith("step ")]
     first, fitted = json.loads(far_dimers.RESULTS.read_text())
     assert first == result and first["fit_steps"] == 0
-    assert fitted["fit_steps"] == 2
+    assert (fitted["fit_steps"], fitted["fit_energy_weight"]) == (2, 10.0)
     assert len(squares) == 3 and squares[2] < squares[1] < squares[0]
     # per atom, of which a dimer has four
     weighted = [10.0 * (x["near"][0] / 4) ** 2 + x["near"][1] ** 2 for x in (first, fitted)]
@@ -145,6 +145,11 @@ def test_trains_and_resumes(far_dimers, tmp_path, monkeypatch, capsys):
     before = far_dimers.RESULTS.read_text()
     far_dimers.train_all(arguments)  # nothing is left to do
     assert far_dimers.RESULTS.read_text() == before
+    arguments.fit_steps = 1
+    far_dimers.train_all(arguments)  # another row
+    assert [x["fit_steps"] for x in json.loads(far_dimers.RESULTS.read_text())] == [0, 2, 1]
     capsys.readouterr()
     far_dimers.print_table(arguments)
-    assert f"{result['far'][0]:.2f}" in capsys.readouterr().out
+    groups = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split()[-2:] for line in groups[::2]] == [["0", "1"], ["1", "1"], ["2", "1"]]
+    assert f"{result['far'][0]:.2f} (" in groups[1]

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 
 
 class Spring(Calculator):
-    """A stiff spring between two atoms, with a step of its energy at 2 Å."""
+    """A stiff spring between two atoms, with a step of its energy at 2 Å, and an atom alone."""
 
     implemented_properties = ["energy", "forces"]
     height = 0.02  # eV
@@ -30,7 +30,7 @@ class Spring(Calculator):
         distance = np.linalg.norm(vector)
         x = (distance - 2.0) / self.width
         slope = 20.0 * (distance - 1.9) + 0.5 * self.height / self.width / np.cosh(x) ** 2
-        forces = np.outer([slope, -slope], vector / distance)
+        forces = np.outer([slope, -slope, 0.0], vector / distance)
         energy = 10.0 * (distance - 1.9) ** 2 + 0.5 * self.height * np.tanh(x)
         self.results = {"energy": energy, "forces": forces}
 
@@ -42,7 +42,8 @@ def label_steps(monkeypatch):
 
 
 def pair(distance: float) -> ase.Atoms:
-    return ase.Atoms("NaCl", [[0, 0, 0], [0, 0, distance]], info={"charge": 1})
+    positions = [[0, 0, 0], [0, 0, distance], [0, 0, 9]]
+    return ase.Atoms("NaClNa", positions, info={"charge": 1})
 
 
 def test_finds_the_step(label_steps, monkeypatch):
@@ -68,7 +69,8 @@ def test_errors_with_and_without(label_steps, monkeypatch, tmp_path, capsys):
         return {"energy": scaled, "forces": scaled}
 
     monkeypatch.setattr(label_steps, "label_method", lambda charge: Spring())
-    monkeypatch.setattr(label_steps, "load", lambda *_: {"test": frames})
+    monkeypatch.setattr(label_steps, "DATASETS", {"nacl-clusters": "the clusters"})
+    monkeypatch.setattr(label_steps, "load", lambda x, _: {"the clusters": {"test": frames}}[x])
     monkeypatch.setattr(label_steps, "evaluate", evaluate)
     monkeypatch.setattr(sys, "argv", ["label_steps.py", "model.pt", "libraries"])
     label_steps.main()

@@ -261,6 +261,7 @@ def train_all(arguments: argparse.Namespace) -> None:
             keys = {False: key | {"fit_steps": 0}}
             if arguments.fit_steps:
                 keys[True] = key | {"fit_steps": arguments.fit_steps}
+                keys[True]["fit_energy_weight"] = FIT_ENERGY_WEIGHT
             if all(stored(results, key) for key in keys.values()):
                 continue
             frames, num_near = read_frames(arguments.data, label, arguments.isolated)

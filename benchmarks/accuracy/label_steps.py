@@ -50,19 +50,20 @@ def largest_step(atoms: ase.Atoms, calculator: Calculator, rng: np.random.Genera
 def label_method(charge: float) -> Calculator:
     from tblite.ase import TBLite
 
+    # finer than labels need, as small differences are taken
     return TBLite(method="GFN2-xTB", charge=charge, accuracy=0.1, verbosity=0)
 
 
 def without_steps(structures: list[ase.Atoms]) -> list[ase.Atoms]:
     """Those whose forces are smooth at every atom.
 
-    :param structures: their ``info`` has the total charge, if there is one
+    :param structures: their ``info`` has the total charge
     """
     rng = np.random.default_rng(0)
     return [
         atoms
         for atoms in structures
-        if largest_step(atoms, label_method(atoms.info.get("charge", 0)), rng) <= LARGEST
+        if largest_step(atoms, label_method(atoms.info["charge"]), rng) <= LARGEST
     ]
 
 

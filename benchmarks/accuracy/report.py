@@ -43,6 +43,8 @@ PUBLISHED = {
     ("AA", "CACE-SOG"): (1.04, 0.61),
 }
 """Far dimers: errors over all frames, those of training included, in meV and meV/Å."""
+FAR_DIMERS = ("epochs", "batch_size", "energy_weight")
+"""Settings of their trainings: the table has those of the usual ones."""
 CLASSES = {
     "CC": "charged, charged",
     "CP": "charged, polar",
@@ -240,9 +242,13 @@ def far_dimers(results: list[dict]) -> str:
 
     :param results: of ``far_dimers.py``
     """
+    results = [result for result in results if result["boundaries"] == "periodic"]
+    settings = [tuple(result[name] for name in FAR_DIMERS) for result in results]
+    usual = max(settings, key=settings.count)
+    weights = {f"{x['fit_energy_weight']:g}" for x in results if x["fit_steps"]}
     groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
-    for result in results:
-        if result["boundaries"] == "periodic":
+    for result, setting in zip(results, settings, strict=True):
+        if setting == usual:
             fit = f", fitted in {result['fit_steps']} steps" if result["fit_steps"] else ""
             model = f"lorem, {result['model']}{fit}"
             groups[result["class"], model].append(result)
@@ -258,13 +264,13 @@ def far_dimers(results: list[dict]) -> str:
             rows.append([description, model, *errors, str(len(group))])
         for (_, model), errors in ((k, x) for k, x in PUBLISHED.items() if k[0] == label):
             rows.append([description, model, "", "", *(f"{x:g}" for x in errors), "1"])
-    settings = [(r["epochs"], r["batch_size"], r["energy_weight"]) for r in results]
-    (epochs, batch, weight) = max(set(settings), key=settings.count)
+    epochs, batch, weight = usual
     title = "Dimers of the BioFragment database, beyond the distances of training"
     text = (
         f"DFT, ten frames of each pair below 12.3 Å for training, three up to 15 Å (*far*), one "
         f"model per class. {epochs} epochs, batches of {batch}, energy weight {weight:g}; "
-        "*fitted*: then all weights by least squares in double precision, energy weight 1000. "
+        "*fitted*: then all weights by least squares in double precision, energy weight "
+        f"{', '.join(sorted(weights))}. "
         "Median over seeds, the worst one in parentheses. Published errors are over all thirteen "
         "frames."
     )

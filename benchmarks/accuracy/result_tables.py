@@ -52,7 +52,7 @@ def cell(
         return ""
     median = float(np.median(rmse))
     text = digits(median)
-    if median == best:
+    if best is not None and text == digits(best):
         text = f"**{text}**"
     if with_mae:
         text += f" ({digits(float(np.median(values(results, column, 'mae'))))})"

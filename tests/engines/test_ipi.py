@@ -304,7 +304,7 @@ def derivative(function, h):
     "kind, pbc",
     [
         pytest.param("triclinic", "TTT", marks=pytest.mark.slow),
-        pytest.param("slab", "TTF", marks=pytest.mark.slow),
+        ("slab", "TTF"),
         ("molecule", "FFF"),
     ],
 )
