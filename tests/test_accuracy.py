@@ -431,7 +431,8 @@ def test_page_is_that_of_the_results(accuracy):
 def test_table(accuracy, measured, tmp_path, monkeypatch):
     """Medians over seeds, the best of each column in bold, nothing where nothing is predicted."""
     command = ["run.py", "--sets", "dimers", "--results", str(tmp_path), "--models"]
-    monkeypatch.setattr(sys, "argv", [*command, "lorem-qeq", "--seeds", "0", "1", "8"])
+    models = "lorem-qeq", "lorem-last-qeq"
+    monkeypatch.setattr(sys, "argv", [*command, *models, "--seeds", "0", "1", "8"])
     accuracy.run.main()
     monkeypatch.setattr(sys, "argv", [*command, "pet", "--seeds", "2"])
     accuracy.run.main()
@@ -444,7 +445,9 @@ def test_table(accuracy, measured, tmp_path, monkeypatch):
     assert cells[0][:4] == ["*zero*", "400", "400", "400"]
     assert cells[1][:2] == ["lorem, equilibration", "**2.00** (0.500), 1.00–9.00"]
     assert cells[1][3] == "**2.00** (0.500), 1.00–9.00" and cells[1][-2:] == ["7", "3"]
-    assert cells[2][:2] == ["PET", "3.00 (0.500)"] and cells[2][3] == "-"
+    # which the others could not have
+    assert cells[2][:2] == ["lorem, energies last, equilibration", "2.00 (0.500), 1.00–9.00"]
+    assert cells[3][:2] == ["PET", "3.00 (0.500)"] and cells[3][3] == "-"
 
 
 def test_summary(accuracy):

@@ -15,7 +15,7 @@ import learning_curves
 import numpy as np
 from datasets import CURVES, DATASETS, load
 from models import SHOWN
-from result_tables import Group, cell, digits, list_table, read_results, smallest, values
+from result_tables import Group, cell, digits, list_table, read_results, same_loss, smallest, values
 from summary import summary
 
 HERE = Path(__file__).resolve().parent
@@ -103,7 +103,9 @@ def table(group: Group) -> str:
     rows.append(["*zero*", *(digits(x[0]) for x in known), "", ""])
     for name, results in group.items():
         epochs = [result["epochs"] for result in results]
-        row = [SHOWN[name].label, *(cell(results, column, best[column]) for column in columns)]
+        row = [SHOWN[name].label]
+        for column in columns:
+            row.append(cell(results, column, best[column] if same_loss(name) else None))
         rows.append([*row, f"{np.median(epochs):.0f}", str(len(results))])
     return list_table(rows)
 
