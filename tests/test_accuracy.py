@@ -529,7 +529,7 @@ def test_table_of_far_dimers(accuracy):
     isolated = {**results[0], "boundaries": "isolated", "far": [77.0, 77.0]}
     fitted = {**results[0], "fit_steps": 3, "fit_energy_weight": 7.0, "far": [0.25, 2.5]}
     others = [{**results[0], name: 5, "far": [77.0, 77.0]} for name in ("epochs", "batch_size")]
-    others.append({**results[0], "energy_weight": 5.0, "far": [77.0, 77.0]})
+    others.append({**fitted, "energy_weight": 5.0, "fit_energy_weight": 8.0, "far": [77.0, 77.0]})
     text = accuracy.report.far_dimers([*others, *results, isolated, fitted])
     row = text.split("   * - polar, polar\n")[1].split("   * -")[0]
     cells = [line.removeprefix("     - ") for line in row.splitlines()]

@@ -247,13 +247,12 @@ def far_dimers(results: list[dict]) -> str:
     results = [result for result in results if result["boundaries"] == "periodic"]
     settings = [tuple(result[name] for name in FAR_DIMERS) for result in results]
     usual = max(settings, key=settings.count)
+    results = [x for x, setting in zip(results, settings, strict=True) if setting == usual]
     weights = {f"{x['fit_energy_weight']:g}" for x in results if x["fit_steps"]}
     groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
-    for result, setting in zip(results, settings, strict=True):
-        if setting == usual:
-            fit = f", fitted in {result['fit_steps']} steps" if result["fit_steps"] else ""
-            model = f"lorem, {result['model']}{fit}"
-            groups[result["class"], model].append(result)
+    for result in results:
+        fit = f", fitted in {result['fit_steps']} steps" if result["fit_steps"] else ""
+        groups[result["class"], f"lorem, {result['model']}{fit}"].append(result)
     heads = ["partners", "model", "far: energy, meV", "far: forces, meV/Å"]
     rows = [[*heads, "all: energy", "all: forces", "seeds"]]
     for label, description in CLASSES.items():
