@@ -300,13 +300,13 @@ def test_charges_are_for_those_who_use_them(accuracy):
     assert "extra_data" not in neutral_pet["training_set"]
 
 
-@pytest.mark.parametrize("name", ["dimers", "sn2", "water-clusters", "rotation"])
+@pytest.mark.parametrize("name", ["dimers", "sn2", "water-clusters", "rotation", "pulled", "gold"])
 def test_own_sets(accuracy, name):
     """Labels belong together, and far structures are beyond every cutoff."""
     dataset = accuracy.datasets.DATASETS[name]
     for file, path in dataset.files.items():
         structures = ase.io.read(path, ":")
-        assert len(structures) > 20
+        assert len(structures) >= 20
         for atoms in structures:
             charges = atoms.arrays["atomic_charge"]
             assert charges.sum() == pytest.approx(atoms.info["charge"], abs=1e-3)
@@ -317,7 +317,42 @@ def test_own_sets(accuracy, name):
                 between = distances[:size, size:].min()
                 low, high = {"far": (7.0, 12.0), "curves": (2.5, 20.0)}.get(file, (1.8, 5.0))
                 assert low - 0.01 < between < high + 0.01
-    assert sum(path.stat().st_size for path in accuracy.datasets.OWN.iterdir()) < 2e6
+    assert sum(path.stat().st_size for path in accuracy.datasets.OWN.iterdir()) < 3e6
+
+
+def test_aluminium_turns_gold_upright(accuracy):
+    """Though it is farther away than every cutoff: the sign of upright less lying."""
+    reference = accuracy.report.reference_curves("gold")
+    pure, doped = (
+        accuracy.report.work(reference[name], -np.inf)
+        for name in ("Au2 on MgO", "Au2 on MgO with Al")
+    )
+    assert pure == pytest.approx(0.122, abs=1e-3)
+    assert doped == pytest.approx(-0.065, abs=1e-3)
+    structures = ase.io.read(accuracy.datasets.OWN / "gold-curves.xyz", ":")
+    doped = [atoms for atoms in structures if "Al" in atoms.symbols]
+    assert len(doped) == len(structures) / 2
+    for atoms in doped:
+        gold, metal = (np.flatnonzero(atoms.numbers == z) for z in (79, 13))
+        assert atoms.get_all_distances(mic=True)[np.ix_(gold, metal)].min() > 8.0
+
+
+def test_pulled_ions_are_farther_than_in_training(accuracy):
+    """Sodium that has no neighbour within 4 Å is only beyond 4 Å from where it is bound."""
+    files = accuracy.datasets.DATASETS["pulled"].files
+
+    def largest(path):
+        distances = []
+        for atoms in ase.io.read(path, ":"):
+            between = atoms.get_all_distances() + 99.0 * np.eye(len(atoms))
+            distances.append(between.min(axis=1).max())
+        return np.array(distances)
+
+    assert largest(files["train"]).max() < largest(files["far"]).max() - 2.0
+    reference = accuracy.report.reference_curves("pulled")
+    # an ion that leaves a cluster of charge 1 takes all of it
+    assert reference["Na9Cl8+"]["charge"][-1] == pytest.approx(1.0, abs=0.01)
+    assert all(max(curve["coordinate"]) > 4.0 for curve in reference.values())
 
 
 def test_lorem_jax_has_the_same_size_and_schedule(accuracy, tmp_path):

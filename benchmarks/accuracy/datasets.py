@@ -34,9 +34,9 @@ class Dataset:
         return [name for name in self.files if name not in ("train", "valid", CURVES)]
 
 
-def _own(name: str, label: str, *tests: str) -> Dataset:
+def _own(name: str, label: str, *tests: str, method: str = "GFN2-xTB") -> Dataset:
     files = {key: str(OWN / f"{name}-{key}.xyz") for key in ("train", "valid", *tests)}
-    return Dataset(label, files, "GFN2-xTB, benchmarks/accuracy/sets")
+    return Dataset(label, files, f"{method}, benchmarks/accuracy/sets")
 
 
 def _foreign(label: str, source: str, stem: str, *keys: str) -> Dataset:
@@ -60,6 +60,10 @@ DATASETS: dict[str, Dataset] = {
     "sn2": _own("sn2", "Cl⁻ + CH₃Br → CH₃Cl + Br⁻", "near", "far", CURVES),
     "water-clusters": _own("water", "Water clusters", "small", "large"),
     "rotation": _own("rotation", "Cumulenes whose ends are turned", "same", "longer", CURVES),
+    "pulled": _own(
+        "pulled", "Na₉Cl₈⁺ and Na₈Cl₈, an ion pulled", "near", "far", CURVES, method="GFN1-xTB"
+    ),
+    "gold": _own("gold", "Au₂ on MgO, pure and with Al", "test", CURVES, method="GFN1-xTB"),
     "ag3": _foreign("Ag₃⁺ and Ag₃⁻", KO, "4g_hdnnp/ag3_"),
     "carbon-chain": _foreign("C₁₀H₂ and C₁₀H₃⁺", KO, "4g_hdnnp/carbon_chain_"),
     "dipeptides": _foreign("Dipeptides", "DFT, SPICE, split of cace-lr-fit", "spice_dipeptides/"),

@@ -70,7 +70,7 @@ def curves(model: str, extensions: str, path: str) -> dict[str, dict[str, list[f
     found: dict[str, dict[str, list[float]]] = {}
     for atoms in ase.io.read(path, ":"):
         curve = found.setdefault(atoms.info["curve"], {"coordinate": [], "energy": []})
-        curve["coordinate"].append(atoms.info["coordinate"])
+        curve["coordinate"].append(float(atoms.info["coordinate"]))
         atoms.calc = calculator
         curve["energy"].append(round(atoms.get_potential_energy(), 5))
         if CHARGE in outputs:

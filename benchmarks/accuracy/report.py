@@ -2,7 +2,7 @@
 
 Writes a summary and the tables into ``docs/src/accuracy.rst``, each between two comments there, a
 picture per set into ``docs/images`` and one of its curves, one of errors against the number of
-training structures, and a table of models with and without a backbone into
+training structures, one of slabs that grow, and a table of models with and without a backbone into
 ``docs/src/backbones.rst``.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import learning_curves
 import numpy as np
+import slab_and_bulk
 from datasets import CURVES, DATASETS, load
 from models import SHOWN
 from result_tables import Group, cell, digits, list_table, read_results, same_loss, smallest, values
@@ -66,9 +67,11 @@ TRAINED = {
     "HCOO- and HCOO-": 5.0,
     "Cl- and CH3Br": 4.2,
     "Na5Cl4+ and Na2Cl+": 8.0,
+    "Na9Cl8+": 4.0,
+    "Na8Cl8": 4.0,
 }
-"""Curve -> the largest coordinate in training, Å; those of rotation have all angles in training."""
-ALL_ANGLES = "rotation"
+"""Curve -> the largest coordinate in training, Å; those of others have all angles in training."""
+ALL_ANGLES = ("rotation", "gold")
 TOLERANCE = 0.05
 """Relative error of the work beyond that, up to which a model has it right."""
 LINES = {"sr": ":", "lr": "-", "charges": "--", "qeq": "-.", "both": (0, (4, 1, 1, 1, 1, 1))}
@@ -148,7 +151,7 @@ def reference_curves(name: str) -> dict[str, dict[str, list[float]]]:
         curve = found.setdefault(
             atoms.info["curve"], {"coordinate": [], "energy": [], "charge": []}
         )
-        curve["coordinate"].append(atoms.info["coordinate"])
+        curve["coordinate"].append(float(atoms.info["coordinate"]))
         curve["energy"].append(atoms.get_potential_energy())
         curve["charge"].append(float(atoms.arrays["atomic_charge"][atoms.info["part"] :].sum()))
     return found
@@ -214,9 +217,9 @@ def section(name: str, minutes: float, group: Group) -> str:
         f".. image:: ../images/{picture_name(name, minutes, CURVES)}\n"
         f"   :alt: energies in steps, {dataset.label}",
         "Energies in steps"
-        + ("" if name == ALL_ANGLES else "; dotted: the largest distance in training")
+        + ("" if name in ALL_ANGLES else "; dotted: the largest distance in training")
         + ". *Work* is the energy at the last step less that at the first one"
-        + ("" if name == ALL_ANGLES else " beyond training")
+        + ("" if name in ALL_ANGLES else " beyond training")
         + f"; it is right where it is within {100 * TOLERANCE:g} % for all curves and seeds.",
         curve_table(name, curves) if curves else "",
     ]
@@ -287,6 +290,8 @@ def sections(results: Path) -> str:
     parts = [section(*key, group) for key, group in groups.items()]
     if learning := learning_curves.read_results(results):
         parts.append(learning_curves.section(learning))
+    if slabs := slab_and_bulk.read_results(results):
+        parts.append(slab_and_bulk.section(slabs))
     if (results / "far_dimers.json").is_file():
         parts.append(far_dimers(json.loads((results / "far_dimers.json").read_text())))
     return "\n\n".join(parts)
@@ -374,7 +379,7 @@ def draw_curves(name: str, group: Group, path: Path) -> None:
         above.set(title=curve, ylim=(low - 0.3 * (high - low), high + 0.3 * (high - low)))
         low, high = below.get_ylim()
         # a charge that stays is a flat line
-        what = "angle (°)" if name == ALL_ANGLES else "coordinate (Å)"
+        what = "angle (°)" if name in ALL_ANGLES else "coordinate (Å)"
         below.set(xlabel=what, ylim=(min(low, high - 0.4), max(high, low + 0.4)))
         for axis in (above, below):
             if curve in TRAINED:
@@ -410,6 +415,8 @@ def main() -> None:
             draw_curves(name, curves, picture)
     if learning := learning_curves.read_results(arguments.results):
         learning_curves.draw(learning, style, arguments.images / learning_curves.PICTURE)
+    if slabs := slab_and_bulk.read_results(arguments.results):
+        slab_and_bulk.draw(slabs, style, arguments.images / slab_and_bulk.PICTURE)
     for page, text, what in (
         (arguments.page, summary(groups), "summary"),
         (arguments.page, sections(arguments.results), "tables"),

@@ -224,9 +224,11 @@ def write(path: Path, structures: list[Atoms]) -> None:
             f"charge={atoms.info['charge']}",
         ]
         if atoms.pbc.all():
-            # seven decimals: stresses are small numbers in eV/Å³
-            stress = decimals(atoms.get_stress(voigt=False).flat, 7)
-            header += [f'Lattice="{decimals(atoms.cell[:].flat)}"', f'stress="{stress}"']
+            header += [f'Lattice="{decimals(atoms.cell[:].flat)}"']
+            if "stress" in atoms.calc.results:
+                # seven decimals: stresses are small numbers in eV/Å³
+                stress = decimals(atoms.get_stress(voigt=False).flat, 7)
+                header += [f'stress="{stress}"']
             header += ['pbc="T T T"']
         else:
             header += [f'dipole_moment="{decimals(atoms.info["dipole_moment"])}"', 'pbc="F F F"']
