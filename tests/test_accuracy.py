@@ -32,6 +32,7 @@ def accuracy(monkeypatch):
     """Modules of the benchmark, which is no package."""
     monkeypatch.syspath_prepend(FOLDER)
     names = ("datasets", "models", "learning_curves", "run", "report", "lorem_jax")
+    names += ("slab_and_bulk",)
     modules = {name: importlib.import_module(name) for name in names}
     yield SimpleNamespace(**modules)
     for name in (*names, "errors", "summary", "result_tables"):
@@ -222,16 +223,20 @@ def test_shares_of_the_training_structures(accuracy, measured, tmp_path, monkeyp
 
 
 def test_shown_commands(accuracy, measured, tmp_path, monkeypatch):
-    """Both of the page; trainings themselves are tested above."""
+    """All of the page; trainings and slabs themselves are tested elsewhere."""
     (shown,) = snippets("accuracy.rst")
-    training, reporting = shown.text.splitlines()
+    training, slabs, reporting = shown.text.splitlines()
+    of_slab = {"layer": {n: 0.5 for n in accuracy.slab_and_bulk.LAYERS[1:]}, "refused": "no"}
+    evaluated = SimpleNamespace(returncode=0, stdout=json.dumps(of_slab))
+    monkeypatch.setattr(accuracy.slab_and_bulk.subprocess, "run", lambda *args, **kw: evaluated)
     page, other = tmp_path / "accuracy.rst", tmp_path / "backbones.rst"
     for path in (page, other):
         path.write_text("Before\n\n.. begin of tables\n\nold\n\n.. end of tables\n\nAfter\n")
     summary = "Before\n\n.. begin of summary\n\nold\n\n.. end of summary\n\n"
     page.write_text(page.read_text().replace("Before\n\n", summary))
     results = ["--results", str(tmp_path)]
-    for command, script in ((training, accuracy.run), (reporting, accuracy.report)):
+    commands = {training: accuracy.run, slabs: accuracy.slab_and_bulk, reporting: accuracy.report}
+    for command, script in commands.items():
         program, path, *arguments = shlex.split(command)
         assert program == "python" and (ROOT / path).samefile(script.__file__)
         if script is accuracy.report:
@@ -239,7 +244,10 @@ def test_shown_commands(accuracy, measured, tmp_path, monkeypatch):
             arguments += ["--backbones", str(other)]
         monkeypatch.setattr(sys, "argv", [path, *arguments, *results])
         script.main()
-    assert measured == [0, 0]
+    assert measured == [0] * 4
+    slabs = page.read_text().split("Slabs and bulk of one model")[1]
+    assert slabs.count("- yes") == 2 and "lorem, charges" in slabs
+    assert (tmp_path / accuracy.slab_and_bulk.PICTURE).stat().st_size > 1000
     for path in (page, other):
         text = path.read_text()
         assert text.startswith("Before\n\n..") and text.endswith(".. end of tables\n\nAfter\n")
