@@ -23,6 +23,8 @@ class ByLayers(Calculator):
     implemented_properties = ["energy"]
     excess = 0.0  # of each atom in a slab, eV
     takes_slabs = True
+    charge_of_bulk = 0.7
+    fails = False
 
     class _model:  # noqa: N801
         @staticmethod
@@ -33,6 +35,8 @@ class ByLayers(Calculator):
         super().calculate(atoms, properties, system_changes)
         if not self.takes_slabs and not atoms.pbc[2]:
             raise RuntimeError("Traceback\nno slabs")
+        if self.fails and atoms.pbc[2]:
+            raise RuntimeError("no memory")
         heights = atoms.positions[:, 2]
         vacuum = atoms.cell[2, 2] - np.ptp(heights) if atoms.pbc[2] else np.inf
         open_surface = vacuum > 5.0
@@ -45,7 +49,8 @@ class ByLayers(Calculator):
     def run_model(self, atoms, outputs):
         import torch
 
-        charges = torch.where(torch.tensor(atoms.numbers) == 11, 0.7, -0.7)
+        charge = self.charge_of_bulk if atoms.pbc[2] else 0.7
+        charges = torch.where(torch.tensor(atoms.numbers) == 11, charge, -charge)
         # the outer layers have others
         outside = np.abs(atoms.positions[:, 2] - atoms.positions[:, 2].mean()) > 8.0
         charges[torch.tensor(outside)] = 0.0
@@ -95,8 +100,9 @@ def test_surfaces_do_not_count(slab_and_bulk, monkeypatch):
     for height, energy in same["vacuum"].items():
         expected = -((0.2 * atoms / 2) ** 2) / (4 * 2.75 + height) / atoms
         assert energy == pytest.approx(1e3 * expected, abs=1e-3)
-    other = found(slab_and_bulk, monkeypatch, excess=0.02)
+    other = found(slab_and_bulk, monkeypatch, excess=0.02, charge_of_bulk=0.75)
     np.testing.assert_allclose(list(other["layer"].values()), 20.0, atol=1e-3)
+    assert other["charge"] == pytest.approx(-50.0, abs=1e-3)
 
 
 def test_models_without_slabs(slab_and_bulk, monkeypatch):
@@ -104,6 +110,9 @@ def test_models_without_slabs(slab_and_bulk, monkeypatch):
     result = found(slab_and_bulk, monkeypatch, takes_slabs=False, excess=0.02)
     assert result["refused"] == "no slabs" and "vacuum" not in result
     np.testing.assert_allclose(list(result["layer"].values()), 20.0, atol=1e-3)
+    # other failures are not taken for that
+    with pytest.raises(RuntimeError, match="no memory"):
+        found(slab_and_bulk, monkeypatch, fails=True)
 
 
 def test_table_and_picture(slab_and_bulk, monkeypatch, tmp_path):
@@ -122,15 +131,18 @@ def test_table_and_picture(slab_and_bulk, monkeypatch, tmp_path):
             ("lorem-qeq", {}),
         )
     ]
+    # another training of the first one
+    results.append({**results[0], "minutes": 4, "seed": 1})
     (tmp_path / slab_and_bulk.RESULT).write_text(json.dumps(results))
     results = slab_and_bulk.read_results(tmp_path)
     rows = slab_and_bulk.section(results).split("   * - ")[2:]
     cells = [[x.strip() for x in row.strip().split("\n     -")] for row in rows]
-    labels, verdicts = [x[0] for x in cells], [x[-1] for x in cells]
-    assert [x.split(",")[0] for x in labels] == ["lorem", "lorem", "SOAP-BPNN"]
-    assert verdicts == ["no", "yes", "yes"]
-    assert [x[1] for x in cells] == ["20.00", "0.00", "0.00"]
-    assert cells[2][3] == "refuses slabs"
+    assert [x[0].split(",")[0] for x in cells] == ["lorem"] * 2 + ["SOAP-BPNN"] * 2
+    verdicts, trainings = [x[5] for x in cells], [x[6:] for x in cells]
+    assert verdicts == ["no", "yes", "yes", "yes"]
+    assert trainings == [["1", "9", "0"]] * 3 + [["4", "9", "1"]]
+    assert [x[1] for x in cells] == ["20.00", "0.00", "0.00", "0.00"]
+    assert cells[2][3] == "fails on slabs"
     slab_and_bulk.draw(results, lambda name: ("tab:blue", "o", "-"), tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 10000
     assert slab_and_bulk.read_results(tmp_path / "nothing") == []

@@ -5,10 +5,13 @@ core). GFN1-xTB's older dispersion energy has none of the steps that disturb GFN
 sodium chloride. It writes beside itself
 
 * ``pulled-{train,valid,near,far,curves}.xyz``: hot Na₉Cl₈⁺ and Na₈Cl₈, one sodium ion of them
-  pulled away by at most 4 Å, by more in ``far``, and in steps.
+  pulled away by at most 4 Å, by 4 to 8 Å in ``far``, and in steps. Farther away GFN1-xTB gives
+  electrons of the neutral cluster to the ion: ions in ``far`` have at least 0.9 e, and the curve
+  of Na₈Cl₈ ends where labels do not converge any more, at 7 Å.
 * ``gold-{train,valid,test,curves}.xyz``: Au₂ on four layers of MgO(001), lying or upright or
-  between these, half of them with three aluminium atoms in the lowest layer, 9 Å below the gold;
-  in steps from lying to upright. Displaced structures; periodic in three directions, with vacuum.
+  between these, half of them with three aluminium atoms in the lowest layer, 8.8 Å or more from
+  the gold; in steps from lying to upright. The gold and the upper layer are displaced, the three
+  lower layers, aluminium among them, are the same in all. Three periodic directions, with vacuum.
 
 Energies of a periodic slab depend on its vacuum in ``tblite``, by 2 eV of 74 atoms from 14 to 20 Å:
 all structures with gold have the same cell. What aluminium changes, upright less lying, depends
