@@ -120,12 +120,7 @@ def pulled(each: int, distance: tuple[float, float], rng: np.random.Generator) -
         cluster.calc = xtb(charge)
         MaxwellBoltzmannDistribution(cluster, temperature_K=600.0, rng=rng)
         dynamics = Langevin(
-            cluster,
-            5 * units.fs,
-            temperature_K=300.0,
-            friction=0.01 / units.fs,
-            rng=rng,
-            fixcm=False,
+            cluster, 5 * units.fs, temperature_K=300.0, friction=0.01 / units.fs, rng=rng
         )
         dynamics.run(100)
         kept = 0
