@@ -314,7 +314,8 @@ def test_own_sets(accuracy, name):
     dataset = accuracy.datasets.DATASETS[name]
     for file, path in dataset.files.items():
         structures = ase.io.read(path, ":")
-        assert len(structures) >= 20
+        # two curves of ten steps
+        assert len(structures) > (19 if name == "gold" else 20)
         for atoms in structures:
             charges = atoms.arrays["atomic_charge"]
             assert charges.sum() == pytest.approx(atoms.info["charge"], abs=1e-3)
